@@ -1,0 +1,1 @@
+"""Packing: archives to shards."""

@@ -1,0 +1,234 @@
+"""What both commands share towards the terminal: errors to exit codes, signals, progress, tables.
+
+stdout carries a command's result and nothing else; progress and warnings go to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, TextIO
+
+import click
+
+from ..shards import AlexshardError
+
+PLAIN_LINE_EVERY_S = 5.0
+
+
+class Cli(click.Group):
+    """The one place where a library error or a signal becomes a message and an exit code.
+
+    0 done, 1 the work failed, 2 a wrong call, 128+n stopped by signal n.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with exit_codes(ctx):
+            return super().invoke(ctx)
+
+
+class CliCommand(click.Command):
+    """The same for a program of one command."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with exit_codes(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def exit_codes(ctx: click.Context) -> Iterator[None]:
+    """Turn what leaves the block into a message on stderr and the exit code it stands for."""
+    try:
+        yield
+    except AlexshardError as error:
+        click.echo(f"error: {error}", err=True)
+        ctx.exit(error.exit_code)
+    except StoppedBySignal as stop:
+        click.echo(f"stopped by {stop.signal.name}", err=True)
+        ctx.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        click.echo("stopped by SIGINT", err=True)
+        ctx.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of stdout went away (`| head`): nothing more can be told to it, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ctx.exit(128 + signal.SIGPIPE)
+
+
+class StoppedBySignal(BaseException):
+    """Raised in the main thread by a signal under `signals_raise`; like KeyboardInterrupt, not an Exception."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal = signal.Signals(signal_number)
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal
+
+
+@contextmanager
+def signals_raise(*signals: signal.Signals) -> Iterator[None]:
+    """Within the block each of `signals` raises StoppedBySignal in the main thread, so that `finally` runs."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise StoppedBySignal(number)
+
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """How far a job is, with rate and time left: a bar on a terminal, one plain line every few seconds elsewhere.
+
+    >>> with Progress("build train", total=2, unit="images", stream=sys.stdout, every_s=0) as progress:
+    ...     progress.advance(2)  # doctest: +ELLIPSIS
+    build train 2/2 images, ...
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int | None,
+        unit: str,
+        *,
+        stream: TextIO | None = None,
+        every_s: float = PLAIN_LINE_EVERY_S,
+    ) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.stream = sys.stderr if stream is None else stream
+        self.every_s = every_s
+        self.done = 0
+        self.note = ""
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        self.started = self._printed = time.monotonic()
+        if self.stream.isatty():
+            self._bar = self._make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and self.done:
+            self._print_line()
+
+    def advance(self, number: int = 1, *, note: str = "") -> None:
+        """Count `number` more units as done; `note` is shown behind the figures."""
+        self.done += number
+        self.note = note
+        if self._bar is not None:
+            self._bar.update(self._task, advance=number, note=note)
+        elif time.monotonic() - self._printed >= self.every_s > 0:
+            self._print_line()
+            self._printed = time.monotonic()
+
+    def _print_line(self) -> None:
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        rate = self.done / elapsed
+        of = "" if self.total is None else f"/{self.total:,}"
+        line = f"{self.title} {self.done:,}{of} {self.unit}, {rate:,.0f} {self.unit}/s"
+        if self.total is not None and self.done < self.total:
+            line += f", {duration((self.total - self.done) / rate)} left"
+        elif self.total is not None:
+            line += f", {duration(elapsed)}"
+        print(line + (f", {self.note}" if self.note else ""), file=self.stream, flush=True)
+
+    def _make_bar(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        unit = self.unit
+
+        class Rate(TextColumn):
+            def render(self, task: Any) -> Any:
+                from rich.text import Text
+
+                return Text(f"{task.speed or 0:,.0f} {unit}/s")
+
+        return RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(""),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(file=self.stream),
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them.
+
+    >>> [duration(s) for s in (0.31, 42, 192, 7380, 190_000)]
+    ['0.3 s', '42 s', '3 min 12 s', '2 h 3 min', '2 d 5 h']
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, small_size, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small_size} {small_unit}"
+    return f"{whole} s"
+
+
+def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = None) -> str:
+    """Rows as aligned plain text: numbers to the right, the rest to the left.
+
+    >>> print(table([("train", 2000), ("val", 200)], header=("split", "samples")))
+    split  samples
+    train    2,000
+    val        200
+    """
+    lines = [[_cell(value) for value in row] for row in rows]
+    if header is not None:
+        lines.insert(0, list(header))
+    columns = range(max((len(line) for line in lines), default=0))
+    widths = [max((len(line[i]) for line in lines if i < len(line)), default=0) for i in columns]
+    right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows if i < len(row)) for i in columns]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(widths[i]) if right[i] else cell.ljust(widths[i]) for i, cell in enumerate(line)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def facts(items: Mapping[str, object]) -> str:
+    """Names and values, one pair a line, values aligned."""
+    width = max((len(name) for name in items), default=0)
+    return "\n".join(f"{name.ljust(width)}  {_cell(value)}".rstrip() for name, value in items.items())
+
+
+def byte_size(number: float) -> str:
+    """Bytes in decimal units.
+
+    >>> byte_size(132_000_000)
+    '132.0 MB'
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f} B"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
