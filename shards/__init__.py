@@ -1,1 +1,77 @@
-""""""
+"""The format on disk: names, samples, index, manifest, writer, reader, verify. Needs NumPy, nothing else.
+
+The format byte by byte is in README.md beside this file.
+"""
+
+from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall
+from .index import ImageIndex, IndexEntry, index_text, read_index
+from .manifest import (
+    MANIFEST_NAME,
+    MEAN_IMAGE_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    SUMS_NAME,
+    ClassEntry,
+    ImageFormat,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    Statistics,
+)
+from .naming import KEY_LENGTH, ShardName, Split, is_key, safe_key
+from .reader import ShardBytes, ShardSet, SplitIndex, find_shard_set
+from .rows import SampleRow, read_rows
+from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
+from .tar import stored_size
+from .verify import Problem, verify_shard_set
+from .writer import PART_SUFFIX, ShardWriter, appearing_whole, finish_shard_set, sync_folder
+
+__all__ = [
+    "JPEG_EXTENSION",
+    "KEY_LENGTH",
+    "LABEL_EXTENSION",
+    "MANIFEST_NAME",
+    "MEAN_IMAGE_NAME",
+    "NO_LABEL",
+    "PART_SUFFIX",
+    "QUARANTINE_NAME",
+    "RAW_EXTENSION",
+    "SAMPLES_NAME",
+    "SUMS_NAME",
+    "AlexshardError",
+    "BadManifest",
+    "ClassEntry",
+    "CorruptShardSet",
+    "ImageFormat",
+    "ImageIndex",
+    "IndexEntry",
+    "Manifest",
+    "NoShardSet",
+    "NoSuchSplit",
+    "Problem",
+    "Sample",
+    "SampleRow",
+    "ShardBytes",
+    "ShardEntry",
+    "ShardName",
+    "ShardSet",
+    "ShardWriter",
+    "Split",
+    "SplitEntry",
+    "SplitIndex",
+    "Statistics",
+    "WrongCall",
+    "appearing_whole",
+    "find_shard_set",
+    "finish_shard_set",
+    "index_text",
+    "is_key",
+    "ppm_bytes",
+    "ppm_pixels",
+    "read_index",
+    "read_rows",
+    "safe_key",
+    "stored_size",
+    "sync_folder",
+    "verify_shard_set",
+]

@@ -88,7 +88,7 @@ def signals_raise(*signals: signal.Signals) -> Iterator[None]:
 
 
 class Progress:
-    """How far a job is, with rate and time left: a bar on a terminal, one plain line every few seconds elsewhere.
+    """How far a job is, its rate and the time left: a bar on a terminal, a plain line every few seconds elsewhere.
 
     >>> with Progress("build train", total=2, unit="images", stream=sys.stdout, every_s=0) as progress:
     ...     progress.advance(2)  # doctest: +ELLIPSIS
@@ -182,7 +182,11 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    for size, unit, small_size, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for size, unit, small_size, small_unit in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // small_size} {small_unit}"
     return f"{whole} s"

@@ -1,0 +1,219 @@
+"""Reading: a shard set is opened by its manifest, samples are found by the indexes, bytes are memory maps."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CorruptShardSet, NoShardSet, NoSuchSplit
+from .index import read_index
+from .manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, SAMPLES_NAME, Manifest
+from .naming import ShardName, Split
+from .rows import read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class SplitIndex:
+    """Where every image of a split lies, in the order on disk; N samples."""
+
+    split: Split
+    shards: tuple[Path, ...]
+    shard: NDArray[np.int32]  # (N,): place in `shards`
+    offset: NDArray[np.int64]  # (N,): first byte of the image in its shard
+    size: NDArray[np.int64]  # (N,): bytes of the image
+    label: NDArray[np.int64]  # (N,): -1 where there is none
+    keys: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSet:
+    """A folder of shards with its manifest.
+
+    >>> shard_set = ShardSet.open("shards/")  # doctest: +SKIP
+    >>> shard_set.manifest.splits["train"].samples  # doctest: +SKIP
+    1261406
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> ShardSet:
+        """Open a shard set, or the only one in a folder.
+
+        Raises:
+            NoShardSet: there is none, or there are several (the message lists them).
+            BadManifest, CorruptShardSet: what is there is damaged.
+        """
+        folder = find_shard_set(Path(path))
+        shard_set = cls(folder, Manifest.load(folder))
+        shard_set.check_sizes()
+        return shard_set
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def digest(self) -> str:
+        """The identity of the set: 64 hexadecimal digits."""
+        return self.manifest.digest
+
+    def check_sizes(self) -> None:
+        """Compare the sizes of the shards with the manifest, which costs one look at each.
+
+        Raises:
+            CorruptShardSet: a shard is missing or has another size.
+        """
+        for split in self.manifest.splits.values():
+            for shard in split.shards:
+                path = self.path / shard.name
+                try:
+                    size = path.stat().st_size
+                except OSError as error:
+                    raise self._corrupt(f"the shard {shard.name} cannot be opened: {error.strerror}") from error
+                if size != shard.bytes:
+                    raise self._corrupt(
+                        f"the shard {shard.name} has {size:,} bytes, the manifest says {shard.bytes:,}"
+                    )
+
+    def index(self, split: str) -> SplitIndex:
+        """Every sample of a split.
+
+        Raises:
+            NoSuchSplit: the set has no such split.
+            CorruptShardSet: index, samples.tsv and manifest do not agree.
+        """
+        entry = self.manifest.splits.get(split)
+        if entry is None:
+            held = ", ".join(self.manifest.splits) or "none"
+            raise NoSuchSplit(f"{self.path} has no split {split!r}; it has {held}")
+        keys: list[str] = []
+        parts = []
+        extension = self.manifest.image.extension
+        for shard in entry.shards:
+            path = self.path / ShardName.parse(shard.name).index_name
+            part = read_index(path, extension=extension, labelled=entry.labelled)
+            if len(part.keys) != shard.samples:
+                raise self._corrupt(
+                    f"the index {path.name} has {len(part.keys):,} samples, the manifest says {shard.samples:,}"
+                )
+            if len(part.keys) and (
+                int(part.offset.min()) < 0 or int((part.offset + part.size).max()) > shard.bytes
+            ):
+                raise self._corrupt(f"the index {path.name} points outside {shard.name}")
+            keys += part.keys
+            parts.append(part)
+        rows = list(read_rows(self.path / SAMPLES_NAME, split=split))
+        if [row.key for row in rows] != keys:
+            raise self._corrupt(f"{SAMPLES_NAME} and the indexes list other samples of {split}, or another order")
+        label = np.array([row.label for row in rows], np.int64)
+        if len(label) and not (label.min() >= -1 and label.max() < self.manifest.num_classes):
+            raise self._corrupt(f"{SAMPLES_NAME} has a label outside 0..{self.manifest.num_classes - 1}")
+        counts = [shard.samples for shard in entry.shards]
+        return SplitIndex(
+            split=Split(split),
+            shards=tuple(self.path / shard.name for shard in entry.shards),
+            shard=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+            offset=np.concatenate([part.offset for part in parts]) if parts else np.zeros(0, np.int64),
+            size=np.concatenate([part.size for part in parts]) if parts else np.zeros(0, np.int64),
+            label=label,
+            keys=keys,
+        )
+
+    def mean_image(self) -> NDArray[np.float32]:
+        """Mean of the training images, float32 (side, side, 3), RGB, 0..255.
+
+        Raises:
+            CorruptShardSet: the file is damaged or of another size.
+        """
+        path = self.path / MEAN_IMAGE_NAME
+        try:
+            mean = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._corrupt(f"{MEAN_IMAGE_NAME} cannot be read: {error}") from error
+        side = self.manifest.image.side
+        if mean.shape != (side, side, 3) or mean.dtype != np.float32:
+            raise self._corrupt(f"{MEAN_IMAGE_NAME} is {mean.dtype} {mean.shape}, not float32 {(side, side, 3)}")
+        return mean  # type: ignore[no-any-return]
+
+    def _corrupt(self, what: str) -> CorruptShardSet:
+        return CorruptShardSet(
+            what,
+            where=str(self.path),
+            why="images or labels would be wrong or missing",
+            remedy=f"alexshard verify {self.path}; then build the set again, or fetch the damaged file again",
+        )
+
+
+def find_shard_set(path: Path) -> Path:
+    """`path` itself where it is a shard set, else the only shard set directly inside it.
+
+    Raises:
+        NoShardSet: neither.
+    """
+    if (path / MANIFEST_NAME).is_file():
+        return path
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise NoShardSet(
+            f"{path} {what}, so it is no shard set", remedy="alexshard build SOURCE makes one under shards/"
+        )
+    inside = sorted(child.parent for child in path.glob(f"*/{MANIFEST_NAME}"))
+    if len(inside) == 1:
+        return inside[0]
+    if not inside:
+        raise NoShardSet(
+            f"{path} holds no shard set: neither it nor a folder in it has a {MANIFEST_NAME}",
+            why="a build that was stopped leaves no manifest, so that nothing incomplete is read",
+            remedy="alexshard build SOURCE makes one under shards/",
+        )
+    listing = "".join(f"\n    {folder}" for folder in inside)
+    raise NoShardSet(f"{path} holds {len(inside)} shard sets; say which:{listing}")
+
+
+class ShardBytes:
+    """The bytes of a split's images, from memory maps of its shards; nothing is copied.
+
+    A map is made when its shard is first touched and stays until `close`.
+    """
+
+    def __init__(self, index: SplitIndex) -> None:
+        self._index = index
+        self._maps: list[memoryview | None] = [None] * len(index.shards)
+
+    def bytes_of(self, position: int) -> memoryview:
+        """The image of the sample at `position` of the split's order on disk, as stored (JPEG or PPM)."""
+        shard = int(self._index.shard[position])
+        view = self._maps[shard]
+        if view is None:
+            view = self._maps[shard] = self._map(shard)
+        start = int(self._index.offset[position])
+        return view[start : start + int(self._index.size[position])]
+
+    def _map(self, shard: int) -> memoryview:
+        path = self._index.shards[shard]
+        # Python 3.13 can let go of the descriptor once the file is mapped; a thousand shards then need none.
+        options = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ, **options))
+
+    def close(self) -> None:
+        """Let go of the maps; views handed out before keep theirs alive."""
+        self._maps = [None] * len(self._maps)
+
+    def __enter__(self) -> ShardBytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

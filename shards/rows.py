@@ -1,0 +1,87 @@
+"""samples.tsv: every packed sample, with where it came from and what was done to it.
+
+One line a sample, in the order of splits (train, val, test), shards and places; columns as `COLUMNS`. In `original`
+a backslash, tab, newline or carriage return is written \\\\, \\t, \\n, \\r; bytes that are not UTF-8 stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import CorruptShardSet
+from .sample import NO_LABEL
+
+COLUMNS = ("key", "label", "split", "shard", "original", "note", "crc32")
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_ESCAPED = str.maketrans(_ESCAPES)
+_ESCAPE = re.compile(r"\\.?")
+_PLAIN = {escaped: plain for plain, escaped in _ESCAPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """One line of samples.tsv."""
+
+    key: str
+    label: int  # NO_LABEL (-1): none
+    split: str
+    shard: str  # name of the tar
+    original: str  # name in the source
+    note: str = ""  # what was done beyond resizing: "patched", "gunzipped", "cmyk", …; comma-separated
+    crc32: int = 0  # of the image member's payload, so that a damaged sample can be named
+
+    def __str__(self) -> str:
+        label = "" if self.label == NO_LABEL else str(self.label)
+        original = self.original.translate(_ESCAPED)
+        return "\t".join((self.key, label, self.split, self.shard, original, self.note, f"{self.crc32:08x}"))
+
+    @classmethod
+    def parse(cls, line: str) -> SampleRow:
+        key, label, split, shard, original, note, crc32 = line.split("\t")
+        return cls(key, int(label or NO_LABEL), split, shard, _unescaped(original), note, int(crc32, 16))
+
+
+def rows_text(rows: Iterable[SampleRow]) -> str:
+    """The text of samples.tsv, header included."""
+    return "\n".join(["\t".join(COLUMNS), *map(str, rows)]) + "\n"
+
+
+def read_rows(path: Path, *, split: str | None = None) -> Iterator[SampleRow]:
+    """The rows of samples.tsv, of one split or of all.
+
+    Raises:
+        CorruptShardSet: a line is none, with its number.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise _corrupt(path, f"cannot be read: {error.strerror}") from error
+    lines = text.split("\n")
+    if lines[0] != "\t".join(COLUMNS) or lines[-1] != "":
+        raise _corrupt(path, "does not begin with its header or does not end with a newline")
+    marker = None if split is None else f"\t{split}\t"
+    for number, line in enumerate(lines[1:-1], start=2):
+        if marker is not None and marker not in line:
+            continue
+        try:
+            row = SampleRow.parse(line)
+        except ValueError as error:
+            raise _corrupt(path, f"line {number} is no sample: {error}") from error
+        if split is None or row.split == split:
+            yield row
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda found: _PLAIN.get(found[0], "?"), text)
+
+
+def _corrupt(path: Path, what: str) -> CorruptShardSet:
+    return CorruptShardSet(
+        f"{path.name} {what}",
+        where=str(path),
+        why="labels and keys are read from it",
+        remedy="alexshard verify DIR tells what else is wrong; build the set again",
+    )

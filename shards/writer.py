@@ -1,0 +1,196 @@
+"""Writing: a file appears whole or not at all, a shard is streamed to disk, the manifest comes last."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .index import IndexEntry, index_text
+from .manifest import (
+    MANIFEST_NAME,
+    MEAN_IMAGE_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    SUMS_NAME,
+    ClassEntry,
+    ImageFormat,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    Statistics,
+)
+from .naming import ShardName, is_key
+from .rows import SampleRow, rows_text
+from .sample import LABEL_EXTENSION, Sample
+from .tar import END_OF_ARCHIVE, member_header, padding
+
+PART_SUFFIX = ".part"
+
+
+@contextmanager
+def appearing_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name only when complete and on the disk; on an exception nothing remains."""
+    part = path.with_name(path.name + PART_SUFFIX)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names of a folder to the disk, so that a rename outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class ShardWriter:
+    """Streams samples into one shard and its index.
+
+    Both are written under temporary names; a clean exit brings them to the disk and renames them, the index last.
+    An exception removes both.
+
+    >>> with ShardWriter(folder, ShardName(Split.TRAIN, 0)) as writer:  # doctest: +SKIP
+    ...     writer.write(Sample("n01440764_10026", 0, jpeg, "jpg"))
+    >>> writer.entry.samples  # doctest: +SKIP
+    1
+    """
+
+    entry: ShardEntry  # set on a clean exit
+
+    def __init__(self, folder: Path, name: ShardName) -> None:
+        self.name = name
+        self._path = folder / str(name)
+        self._index_path = folder / name.index_name
+        self._samples: list[list[IndexEntry]] = []
+        self._keys: set[str] = set()
+        self._offset = 0
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> ShardWriter:
+        self._whole = appearing_whole(self._path)
+        self._file = self._whole.__enter__()
+        return self
+
+    def write(self, sample: Sample) -> int:
+        """Append one sample; returns the CRC-32 of its image bytes, for its row of samples.tsv."""
+        if not is_key(sample.key):
+            raise ValueError(f"{sample.key!r} is no key; safe_key() makes one")
+        if sample.key in self._keys:
+            raise ValueError(f"{sample.key!r} is in {self.name} already")
+        self._keys.add(sample.key)
+        members = [self._append(sample.key, sample.extension, sample.image)]
+        if sample.label is not None:
+            members.append(self._append(sample.key, LABEL_EXTENSION, str(sample.label).encode("ascii")))
+        self._samples.append(members)
+        return zlib.crc32(sample.image)
+
+    def _append(self, key: str, extension: str, payload: bytes) -> IndexEntry:
+        header = member_header(f"{key}.{extension}", len(payload))
+        entry = IndexEntry(key, extension, self._offset + len(header), len(payload))
+        for piece in (header, payload, bytes(padding(len(payload)))):
+            self._put(piece)
+        return entry
+
+    def _put(self, piece: bytes) -> None:
+        self._file.write(piece)
+        self._digest.update(piece)
+        self._offset += len(piece)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._whole.__exit__(kind, error, trace)
+            return
+        if not self._samples:
+            empty = ValueError(f"{self.name} would be empty, and an empty shard is an error to every reader")
+            self._whole.__exit__(type(empty), empty, None)
+        self._put(END_OF_ARCHIVE)
+        index = index_text(self._samples).encode("ascii")
+        self._whole.__exit__(None, None, None)
+        try:
+            with appearing_whole(self._index_path) as file:
+                file.write(index)
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            raise
+        self.entry = ShardEntry(
+            name=str(self.name),
+            samples=len(self._samples),
+            bytes=self._offset,
+            sha256=self._digest.hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
+
+
+def finish_shard_set(
+    folder: Path,
+    *,
+    image: ImageFormat,
+    splits: Mapping[str, SplitEntry],
+    classes: Iterable[ClassEntry],
+    statistics: Statistics,
+    mean_image: NDArray[np.floating[Any]],
+    build: Mapping[str, Any],
+    rows: Iterable[SampleRow],
+    quarantine: Iterable[Mapping[str, Any]],
+) -> Manifest:
+    """Write everything that turns finished shards into a shard set; `manifest.json` comes last.
+
+    Args:
+        mean_image: (side, side, 3), RGB, 0..255; stored as float32.
+        rows: one per sample, in the order of splits (train, val, test), shards and places.
+        quarantine: one object per source image that was refused: split, source, name, reason.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+    side = image.side
+    if mean_image.shape != (side, side, 3):
+        raise ValueError(f"the mean image of {side}x{side} images is not {mean_image.shape}")
+    mean_file = io.BytesIO()
+    np.save(mean_file, np.ascontiguousarray(mean_image, dtype="<f4"), allow_pickle=False)
+    files = {
+        SAMPLES_NAME: rows_text(rows).encode("utf-8", "surrogateescape"),
+        MEAN_IMAGE_NAME: mean_file.getvalue(),
+        # ASCII escapes, since a source name need not be valid UTF-8.
+        QUARANTINE_NAME: "".join(json.dumps(dict(item)) + "\n" for item in quarantine).encode("ascii"),
+    }
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    for split in splits.values():
+        for shard in split.shards:
+            digests[shard.name] = shard.sha256
+            digests[ShardName.parse(shard.name).index_name] = shard.index_sha256
+    sums = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode("ascii")
+    manifest = Manifest(
+        image=image,
+        splits=dict(splits),
+        classes=tuple(classes),
+        statistics=statistics,
+        build=dict(build),
+        sums_sha256=hashlib.sha256(sums).hexdigest(),
+    ).sealed()
+    for name, data in {**files, SUMS_NAME: sums, MANIFEST_NAME: manifest.to_json().encode("utf-8")}.items():
+        with appearing_whole(folder / name) as file:
+            file.write(data)
+    return manifest
