@@ -1,7 +1,8 @@
-"""samples.tsv: every packed sample, with where it came from and what was done to it.
+r"""samples.tsv: every packed sample, with where it came from and what was done to it.
 
-One line a sample, in the order of splits (train, val, test), shards and places; columns as `COLUMNS`. In `original`
-a backslash, tab, newline or carriage return is written \\\\, \\t, \\n, \\r; bytes that are not UTF-8 stay as they are.
+One line a sample, in the order of splits (train, val, test), shards and places; columns as `COLUMNS`. In
+`original` a backslash, tab, newline or carriage return is written \\, \t, \n, \r; bytes that are not UTF-8 stay
+as they are.
 """
 
 from __future__ import annotations
