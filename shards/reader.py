@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +141,7 @@ class ShardSet:
         path = self.path / MEAN_IMAGE_NAME
         try:
             mean = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # a damaged header is parsed
             raise self._corrupt(f"{MEAN_IMAGE_NAME} cannot be read: {error}") from error
         side = self.manifest.image.side
         if mean.shape != (side, side, 3) or mean.dtype != np.float32:

@@ -125,6 +125,7 @@ class ShardWriter:
         if not self._samples:
             empty = ValueError(f"{self.name} would be empty, and an empty shard is an error to every reader")
             self._whole.__exit__(type(empty), empty, None)
+            raise empty
         self._put(END_OF_ARCHIVE)
         index = index_text(self._samples).encode("ascii")
         self._whole.__exit__(None, None, None)

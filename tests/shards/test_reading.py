@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from alexshard.shards import (
+    BadManifest,
+    CorruptShardSet,
+    Manifest,
+    NoShardSet,
+    NoSuchSplit,
+    ShardBytes,
+    ShardSet,
+    ppm_pixels,
+    read_rows,
+)
+
+from .conftest import SIDE, Tiny
+
+
+def test_a_set_gives_back_the_bytes_and_labels_that_went_in(tiny: Tiny) -> None:
+    shard_set = ShardSet.open(tiny.path)
+    for split, samples in tiny.samples.items():
+        index = shard_set.index(split)
+        with ShardBytes(index) as images:
+            read = [(key, int(index.label[i]), bytes(images.bytes_of(i))) for i, key in enumerate(index.keys)]
+
+        assert [(sample.key, sample.label, sample.image) for sample in samples] == read
+
+
+def test_plain_tarfile_reads_a_shard_in_the_order_of_its_index(tiny: Tiny) -> None:
+    with tarfile.open(tiny.path / "train-000000.tar") as archive:
+        members = [(info.name, archive.extractfile(info).read()) for info in archive]  # type: ignore[union-attr]
+
+    expected = []
+    for sample in tiny.samples["train"][:4]:
+        expected += [(f"{sample.key}.ppm", sample.image), (f"{sample.key}.cls", str(sample.label).encode())]
+    assert members == expected
+
+
+def test_gnu_tar_finds_nothing_to_complain_of(tiny: Tiny) -> None:
+    done = subprocess.run(
+        ["tar", "--list", "--file", tiny.path / "train-000001.tar"], capture_output=True, text=True, check=True
+    )
+
+    assert (len(done.stdout.splitlines()), done.stderr) == (6, "")
+
+
+def test_the_index_is_what_dalis_own_tool_writes(tiny: Tiny, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.idx"
+    shard = tiny.path / "train-000000.tar"
+    code = "import sys, wds2idx; sys.argv = ['wds2idx', *sys.argv[1:]]; wds2idx.main()"
+    pytest.importorskip("wds2idx", reason="DALI is not installed")
+    subprocess.run([sys.executable, "-c", code, shard, theirs], check=True, capture_output=True)
+
+    assert theirs.read_text() == (tiny.path / "train-000000.idx").read_text()
+
+
+def test_bytes_of_a_sample_are_a_view_and_outlive_the_reader(tiny: Tiny) -> None:
+    index = ShardSet.open(tiny.path).index("val")
+    images = ShardBytes(index)
+    pixels = ppm_pixels(images.bytes_of(1))
+    images.close()
+
+    assert not pixels.flags.owndata
+    assert np.array_equal(pixels, ppm_pixels(tiny.samples["val"][1].image))
+
+
+def test_a_folder_that_holds_one_set_stands_for_it(tiny: Tiny) -> None:
+    assert ShardSet.open(tiny.path.parent).path == tiny.path
+
+
+def test_a_folder_that_holds_two_sets_lists_them_and_is_a_wrong_call(tiny: Tiny, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(tiny.path, tmp_path / name)
+    with pytest.raises(NoShardSet, match=r"holds 2 shard sets; say which:\n.*one\n.*two") as caught:
+        ShardSet.open(tmp_path)
+
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_where_there_is_no_set_the_error_says_how_to_make_one(tmp_path: Path, name: str) -> None:
+    with pytest.raises(NoShardSet, match="alexshard build SOURCE") as caught:
+        ShardSet.open(tmp_path / name)
+
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_split_is_refused_naming_those_there_are(tiny: Tiny) -> None:
+    with pytest.raises(NoSuchSplit, match="no split 'test'; it has train, val"):
+        ShardSet.open(tiny.path).index("test")
+
+
+def test_a_shard_of_another_size_is_found_on_opening(tiny: Tiny, tmp_path: Path) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(tiny.path, copy)
+    with (copy / "train-000001.tar").open("ab") as file:
+        file.write(b"\0")
+
+    with pytest.raises(CorruptShardSet, match=r"train-000001\.tar has 5,633 bytes, the manifest says 5,632"):
+        ShardSet.open(copy)
+
+
+def test_an_index_of_another_shard_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(tiny.path, copy)
+    shutil.copy(copy / "train-000001.idx", copy / "train-000000.idx")
+
+    with pytest.raises(CorruptShardSet, match="has 3 samples, the manifest says 4"):
+        ShardSet.open(copy).index("train")
+
+
+def test_a_manifest_from_the_future_is_refused_by_its_version(tiny: Tiny, tmp_path: Path) -> None:
+    fields = json.loads((tiny.path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(fields | {"version": 99}))
+
+    with pytest.raises(BadManifest, match="format version 99, this alexshard reads version 1"):
+        Manifest.load(tmp_path)
+
+
+def test_an_altered_manifest_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    text = (tiny.path / "manifest.json").read_text(encoding="utf-8")
+    (tmp_path / "manifest.json").write_text(text.replace('"seed": 0', '"seed": 1'), encoding="utf-8")
+
+    with pytest.raises(BadManifest, match="altered after it was written"):
+        Manifest.load(tmp_path)
+
+
+def test_the_manifest_survives_its_text(tiny: Tiny) -> None:
+    manifest = Manifest.load(tiny.path)
+
+    assert Manifest.parse(manifest.to_json()) == manifest
+    assert manifest.sealed() == manifest
+
+
+def test_original_names_survive_tabs_newlines_and_foreign_bytes(tmp_path: Path) -> None:
+    from alexshard.shards import SampleRow
+    from alexshard.shards.rows import rows_text
+
+    names = ["a\tb", "c\nd\r", "back\\slash\\n", "caf\udce9", "e\u2028f\x85", "\\"]
+    rows = [SampleRow(f"k{i}", -1, "val", "val-000000.tar", name, "", i) for i, name in enumerate(names)]
+    (tmp_path / "samples.tsv").write_bytes(rows_text(rows).encode("utf-8", "surrogateescape"))
+
+    assert list(read_rows(tmp_path / "samples.tsv")) == rows
+
+
+def test_the_mean_image_is_float32_of_the_sets_side(tiny: Tiny) -> None:
+    mean = ShardSet.open(tiny.path).mean_image()
+
+    assert (mean.shape, mean.dtype) == ((SIDE, SIDE, 3), np.float32)
+
+
+def test_importing_the_format_needs_numpy_at_most() -> None:
+    code = (
+        "import sys, alexshard.shards\n"
+        "third = {name.split('.')[0] for name, module in sys.modules.items() if 'site-packages' in"
+        " (getattr(module, '__file__', None) or '')}\n"
+        "print(sorted(third - {'alexshard'}))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+
+    assert [name for name in eval(done.stdout) if not name.startswith("__editable__")] == ["numpy"]
