@@ -45,7 +45,7 @@ def test_an_empty_shard_is_never_written(tmp_path: Path) -> None:
 def test_a_key_comes_once_and_is_a_key(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, NAME) as writer:
         writer.write(Sample("a", 0, b"x", "jpg"))
-        with pytest.raises(ValueError, match="in train-000000.tar already"):
+        with pytest.raises(ValueError, match=r"in train-000000\.tar already"):
             writer.write(Sample("a", 0, b"x", "jpg"))
         with pytest.raises(ValueError, match="no key"):
             writer.write(Sample("a.b", 0, b"x", "jpg"))

@@ -1,0 +1,69 @@
+# Every job has one target; `make help` lists them. Set-up is done by whichever target needs it first.
+SHELL := /bin/bash
+PYTHON ?= python3
+CUDA ?= cuda13
+DATA ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready-$(CUDA)
+TYPING := build/typing/alexshard
+PILLOW_SIMD := pillow-simd==12.1.1.post0
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: setup
+setup: $(READY) ## make .venv with everything (CUDA=cuda12 for DALI's older build)
+
+$(READY): pyproject.toml setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "alexshard needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,dev]'
+	@echo "compiling $(PILLOW_SIMD)"
+	@flags=$$(grep -qsw avx2 /proc/cpuinfo && echo ' -mavx2'); \
+	CC="cc$$flags" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+		--no-binary pillow-simd $(PILLOW_SIMD) > $(VENV)/pillow-simd.log 2>&1 \
+	|| echo "pillow-simd could not be built (reason in $(VENV)/pillow-simd.log); Pillow serves, resizing is slower"
+	@touch $@
+
+.PHONY: demo
+demo: setup ## the main job: draw a sample set (or DATA=/data/ilsvrc2010), build, verify, train, eval, bench
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo $(DATA)
+
+.PHONY: test
+test: lint types ## everything that is checked in under 20 minutes
+	$(BIN)/pytest -m "not slow"
+
+.PHONY: test-slow
+test-slow: setup ## the tests that take minutes each
+	$(BIN)/pytest -m slow
+
+.PHONY: lint
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: setup ## let ruff mend and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy does not follow the map of setup.cfg, so it is given a folder of links.
+.PHONY: types
+types: setup ## mypy --strict
+	@rm -rf $(TYPING) && mkdir -p $(TYPING)
+	@for part in __init__.py shards pipeline trainer tools; do ln -s $(CURDIR)/$$part $(TYPING)/$$part; done
+	MYPYPATH=build/typing $(BIN)/mypy -p alexshard
+
+.PHONY: bench
+bench: setup ## where the loader's time goes (on shards/)
+	tools/bench_loader
+
+.PHONY: clean
+clean: ## remove what make made (not shards, runs or data)
+	rm -rf $(VENV) build demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
