@@ -37,12 +37,7 @@ class SplitIndex:
 
 @dataclass(frozen=True, slots=True)
 class ShardSet:
-    """A folder of shards with its manifest.
-
-    >>> shard_set = ShardSet.open("shards/")  # doctest: +SKIP
-    >>> shard_set.manifest.splits["train"].samples  # doctest: +SKIP
-    1261406
-    """
+    """A folder of shards with its manifest: `ShardSet.open("shards/").index("train").keys`."""
 
     path: Path
     manifest: Manifest

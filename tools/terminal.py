@@ -177,7 +177,7 @@ def duration(seconds: float) -> str:
     """Seconds as a person reads them.
 
     >>> [duration(s) for s in (0.31, 42, 192, 7380, 190_000)]
-    ['0.3 s', '42 s', '3 min 12 s', '2 h 3 min', '2 d 5 h']
+    ['0.3 s', '42 s', '3 min 12 s', '2 h 3 min', '2 d 4 h']
     """
     if seconds < 10:
         return f"{seconds:.1f} s"
