@@ -1,1 +1,71 @@
-"""Packing: archives to shards."""
+"""Sources: what is in a folder that somebody calls ImageNet, or any other folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ....shards import ClassEntry, Split, WrongCall
+from .folders import find_parts, list_folders
+from .ilsvrc import find_layout, list_ilsvrc
+from .listing import BadSource, Container, Images, Listing, Refusal
+
+__all__ = ["BadSource", "Container", "Images", "Listing", "Refusal", "list_source"]
+
+LOOKED_FOR = (
+    "ILSVRC2010_images_{train,val,test}.tar, ILSVRC2012_img_{train,val}.tar, the same extracted "
+    "(train/, val/, test/, n01440764/, n01440764.tar, ILSVRC2012_val_00000001.JPEG), "
+    "or a folder of images per class, with or without train/ val/ test/ above"
+)
+
+
+def list_source(
+    source: Path,
+    *,
+    splits: Sequence[Split] | None = None,
+    unlabelled: bool = False,
+    classes: tuple[ClassEntry, ...] | None = None,
+    on_found: Callable[[int], None] = lambda found: None,
+) -> Listing:
+    """Look at a folder, tell what it is, and list its images; nothing is decoded or written.
+
+    Args:
+        splits: those to take; None: all that are there.
+        unlabelled: take val or test without labels where nothing tells them.
+        classes: those of the shard set that statistics come from; needed where train is not taken.
+        on_found: called now and then with the images of the present split found so far.
+
+    Raises:
+        WrongCall: the folder does not exist, holds none of what is looked for, or lacks a chosen split.
+        BadSource, BadArchive: it is recognised but cannot make a right set.
+    """
+    if not source.is_dir():
+        what = "is no folder" if source.exists() else "does not exist"
+        raise WrongCall(f"SOURCE {source} {what}", remedy="give the folder that holds the archives or images")
+    layout = find_layout(source)
+    parts = layout.parts if layout is not None else find_parts(source)
+    if not parts:
+        raise WrongCall(
+            f"{source} holds nothing that is known here",
+            where=f"looked for {LOOKED_FOR}",
+            remedy="give the folder that holds the archives or images",
+        )
+    there = [split for split in Split if split in parts]
+    chosen = tuple(there if splits is None else [split for split in Split if split in splits])
+    if lacking := [split for split in chosen if split not in parts]:
+        raise WrongCall(
+            f"{source} has no {' and no '.join(lacking)}",
+            where=f"it has {', '.join(there)}",
+            remedy=f"--splits {','.join(split for split in chosen if split in parts) or there[0]}",
+        )
+    if Split.TRAIN not in chosen and classes is None:
+        raise WrongCall(
+            "a set without train has no classes and no mean of its own",
+            why="labels must agree with the network that will be tested, and so must the mean",
+            remedy="--statistics-from SHARDSET, the set that the network is trained on",
+        )
+    if layout is not None:
+        return list_ilsvrc(
+            source, layout, chosen, unlabelled=unlabelled, classes=classes, on_found=on_found
+        )
+    return list_folders(source, parts, chosen, unlabelled=unlabelled, classes=classes)

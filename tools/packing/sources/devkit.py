@@ -1,0 +1,155 @@
+"""The development kit of an ILSVRC edition: which synsets there are, and what the validation images show.
+
+in   `data/meta.mat` (a MAT-file of version 5 whose struct array `synsets` has one row a synset) and lists of devkit ids,
+     one a line, line N for image N; in an archive or extracted
+source readme.txt of the development kits of 2010 and 2012
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ....shards import ClassEntry, Split
+from ..tar import Kind, members
+from .listing import BadSource
+
+DEVKIT_LIMIT = 256_000_000  # bytes of an inflated kit; the real ones have a few million
+_TRUTH_NAME = re.compile(r"ILSVRC\d{4}_(?P<split>validation|test)_ground_truth\.txt")
+_SPLITS = {"validation": Split.VAL, "test": Split.TEST}
+
+
+@dataclass(frozen=True, slots=True)
+class Synset:
+    """A row of the table of synsets."""
+
+    wnid: str
+    devkit_id: int
+    words: str
+    is_leaf: bool  # internal synsets have children and are no classes
+
+    def class_entry(self) -> ClassEntry:
+        return ClassEntry(self.wnid, self.words, self.devkit_id)
+
+
+@dataclass(slots=True)
+class Devkit:
+    """What a source says about classes and labels; empty where it has no kit."""
+
+    where: str = ""  # of the table of synsets; "": there is none
+    synsets: dict[str, Synset] = field(default_factory=dict)  # by wnid
+    ground_truth: dict[Split, list[int]] = field(default_factory=dict)  # devkit id of image N at N - 1
+
+    def synset_of(self, devkit_id: int) -> Synset | None:
+        if not self._by_id:
+            self._by_id.update({synset.devkit_id: synset for synset in self.synsets.values()})
+        return self._by_id.get(devkit_id)
+
+    _by_id: dict[int, Synset] = field(default_factory=dict)
+
+
+def read_devkit(source: Path) -> Devkit:
+    """Read table and ground truth from wherever the source has them.
+
+    Looked at: archives `*devkit*.tar.gz` and `.tar`, folders `*devkit*`, `data/` and the source itself. Files lying open
+    take precedence over those in an archive.
+
+    Raises:
+        BadSource: a file that should be a table or a list of ids is none.
+        BadArchive: the kit's archive is damaged.
+    """
+    kit = Devkit()
+    for where, name, data in (*_in_archives(source), *_lying_open(source)):
+        truth = _TRUTH_NAME.fullmatch(name)
+        if name == "meta.mat":
+            kit.where, kit.synsets = where, _synsets(data, where)
+        elif truth is not None:
+            kit.ground_truth[_SPLITS[truth["split"]]] = _ids(data, where)
+    return kit
+
+
+def is_devkit(name: str) -> bool:
+    return "devkit" in name.lower()
+
+
+def _wanted(name: str) -> bool:
+    return name == "meta.mat" or _TRUTH_NAME.fullmatch(name) is not None
+
+
+def _in_archives(source: Path) -> Iterator[tuple[str, str, bytes]]:
+    """(where, file name, bytes) of the files of interest in every archived kit."""
+    for path in sorted(source.iterdir()):
+        if not (is_devkit(path.name) and path.name.endswith((".tar", ".tar.gz", ".tgz")) and path.is_file()):
+            continue
+        tar = path.read_bytes() if path.stat().st_size <= DEVKIT_LIMIT else b""
+        if tar.startswith(b"\x1f\x8b"):
+            tar = _inflated(tar, path.name)
+        file = io.BytesIO(tar)
+        for member in members(file, where=path.name):
+            name = member.name.rpartition("/")[2]
+            if member.kind is Kind.FILE and _wanted(name):
+                yield f"{path.name}/{member.name}", name, tar[member.offset : member.offset + member.size]
+
+
+def _inflated(data: bytes, where: str) -> bytes:
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        tar = inflater.decompress(data, DEVKIT_LIMIT)
+    except zlib.error as error:
+        raise BadSource(f"{where} is damaged: {error}", remedy="download the development kit again") from None
+    if inflater.unconsumed_tail or not inflater.eof:
+        what = "inflates to more than a development kit has" if inflater.unconsumed_tail else "is cut"
+        raise BadSource(f"{where} {what}", remedy="download the development kit again")
+    return tar
+
+
+def _lying_open(source: Path) -> Iterator[tuple[str, str, bytes]]:
+    """The same of every extracted kit and of the source folder itself."""
+    kits = [path for path in sorted(source.iterdir()) if is_devkit(path.name) and path.is_dir()]
+    folders = [folder for kit in kits for folder in (kit / "data", *sorted(kit.glob("*/data")))]
+    for folder in (*folders, source / "data", source):
+        if folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                if _wanted(path.name) and path.is_file():
+                    yield path.relative_to(source).as_posix(), path.name, path.read_bytes()
+
+
+def _synsets(data: bytes, where: str) -> dict[str, Synset]:
+    # Imported late: SciPy takes a while, and most sources and all workers do without it.
+    import numpy as np
+    from scipy.io import loadmat
+
+    try:
+        table = np.atleast_1d(loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])["synsets"])
+        id_field = next(name for name in table.dtype.names if re.fullmatch(r"ILSVRC\d{4}_ID", name))
+        return {
+            str(row["WNID"]): Synset(
+                wnid=str(row["WNID"]),
+                devkit_id=int(row[id_field]),
+                words=str(row["words"]),
+                is_leaf=int(row["num_children"]) == 0,
+            )
+            for row in table
+        }
+    except Exception as error:  # SciPy raises whatever its parser stumbled on
+        raise BadSource(
+            f"{where} is no table of synsets: {error or type(error).__name__}",
+            where=where,
+            why="classes, their words and the ids of the ground truth are read from it",
+            remedy="download the development kit of this edition again",
+        ) from None
+
+
+def _ids(data: bytes, where: str) -> list[int]:
+    try:
+        return [int(line) for line in data.split()]
+    except ValueError as error:
+        raise BadSource(
+            f"{where} is no list of devkit ids: {error}",
+            why="labels are read from it",
+            remedy="take the file from the development kit again",
+        ) from None

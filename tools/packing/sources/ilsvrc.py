@@ -1,0 +1,331 @@
+"""ILSVRC2010 and ILSVRC2012 as people have them: the archives as downloaded, or the same extracted, or some of each.
+
+    ILSVRC2010_images_train.tar, ILSVRC2012_img_train.tar    one inner tar a synset
+    ILSVRC20NN_{images,img}_{val,test}.tar                   images ILSVRC20NN_val_NNNNNNNN.JPEG, in a folder or not
+    patch_images.tar                                         patch_images/{train,val,test}/NAME.JPEG, by name
+    *devkit*                                                 see devkit.py
+
+Extracted means a folder named as the archive (without `.tar`) or as the split, in which inner tars, folders of synsets or
+the images themselves lie. Names are compared by their last component, since archives differ in the folders above.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from ....shards import ClassEntry, Split
+from ..tar import Kind, Member
+from .devkit import Devkit, read_devkit
+from .listing import BadSource, Listing, Refusal, add_files, bare_name
+from .patches import apply_patches
+
+OnFound = Callable[[int], None]
+
+_ARCHIVE = re.compile(r"ILSVRC(?P<year>\d{4})_(?:images|img)_(?P<split>train|val|test)(?:_v\d+)?(?:\.tar)?")
+_EVAL_IMAGE = re.compile(r"ILSVRC(?P<year>\d{4})_(?P<split>val|test)_(?P<number>\d{8})\.JPEG")
+_WNID = re.compile(r"n\d{8}")
+_INNER_TAR = re.compile(r"(n\d{8})\.tar")
+_EVALUATION = (Split.VAL, Split.TEST)
+_TRUTH_WORD = {Split.VAL: "validation", Split.TEST: "test"}
+
+
+@dataclass(slots=True)
+class Layout:
+    """What of an edition lies where."""
+
+    years: set[str] = field(default_factory=set)
+    parts: dict[Split, Path] = field(default_factory=dict)  # an archive or a folder
+    patches: Path | None = None
+
+
+def find_layout(source: Path) -> Layout | None:
+    """The parts of an ILSVRC edition in a folder, by their names; None where there is none of them."""
+    layout = Layout()
+    entries = sorted(source.iterdir(), key=lambda path: (path.is_dir(), path.name))  # archives before folders
+    for path in entries:
+        archive = _ARCHIVE.fullmatch(path.name)
+        if archive is not None and path.is_dir() != path.name.endswith(".tar"):
+            layout.years.add(archive["year"])
+            layout.parts.setdefault(Split(archive["split"]), path)
+        elif path.name in ("patch_images.tar", "patch_images"):
+            layout.patches = layout.patches or path
+    for split in Split:
+        for folder in (source / split, source):
+            if split not in layout.parts and folder.is_dir() and _holds_part(folder, split, layout.years):
+                layout.parts[split] = folder
+    named = bool(layout.years) or any("devkit" in path.name.lower() for path in entries)
+    inner_tars = Split.TRAIN in layout.parts and any(layout.parts[Split.TRAIN].glob("n????????.tar"))
+    return layout if layout.parts and (named or inner_tars) else None
+
+
+def _holds_part(folder: Path, split: Split, years: set[str]) -> bool:
+    """Whether synsets (as folders or inner tars) or numbered images of the split lie in a folder."""
+    for path in (*folder.iterdir(), *(folder / split).glob("ILSVRC*")):
+        image = _EVAL_IMAGE.fullmatch(path.name)
+        if image is not None and image["split"] == split:
+            years.add(image["year"])
+            return True
+        if split is Split.TRAIN and _INNER_TAR.fullmatch(path.name):
+            return True
+        # Folders of synsets right in the source are train; val sorted into classes has a folder of its own.
+        if (folder.name == split or split is Split.TRAIN) and _WNID.fullmatch(path.name) and path.is_dir():
+            return True
+    return False
+
+
+def list_ilsvrc(
+    source: Path,
+    layout: Layout,
+    splits: tuple[Split, ...],
+    *,
+    unlabelled: bool,
+    classes: tuple[ClassEntry, ...] | None,
+    on_found: OnFound,
+) -> Listing:
+    """List the images of an edition.
+
+    Args:
+        classes: of the shard set that statistics come from, where train is not packed; None: from train itself.
+
+    Raises:
+        BadArchive: an archive is cut or damaged.
+        BadSource: no classes, no ground truth, or the development kit does not fit the images.
+    """
+    if len(layout.years) > 1:
+        raise BadSource(
+            f"{source} holds more than one edition: {', '.join(sorted(layout.years))}",
+            why="their classes and ids differ",
+            remedy="put each edition into a folder of its own",
+        )
+    archives = any(path.is_file() for path in layout.parts.values())
+    listing = Listing(f"ILSVRC{''.join(layout.years)} {'archives' if archives else 'extracted'}")
+    kit = read_devkit(source)
+    lister = _Lister(source, listing, kit, unlabelled, on_found)
+    if Split.TRAIN in splits:
+        lister.list_train(layout.parts[Split.TRAIN])
+    else:
+        assert classes is not None
+        listing.classes = classes
+    lister.labels = {entry.synset: label for label, entry in enumerate(listing.classes)}
+    for split in _EVALUATION:
+        if split in splits:
+            lister.list_evaluation(split, layout.parts[split])
+    if layout.patches is not None:
+        apply_patches(listing, layout.patches, layout.patches.relative_to(source).as_posix())
+    return listing
+
+
+@dataclass(slots=True)
+class _Lister:
+    """Fills one listing; every method adds one part of the edition."""
+
+    source: Path
+    listing: Listing
+    kit: Devkit
+    unlabelled: bool
+    on_found: OnFound
+    labels: dict[str, int] = field(default_factory=dict)  # wnid to label
+
+    def list_train(self, part: Path) -> None:
+        images = self.listing.start_split(Split.TRAIN)
+        wnids: list[str] = []  # in source order; labels are given when all are known
+        for wnid, add in self._train_classes(part):
+            if wnid in wnids:
+                raise BadSource(f"{self._label(part)} holds {wnid} twice", remedy="keep one of the two")
+            add(len(wnids))
+            wnids.append(wnid)
+            self.on_found(len(images))
+        self.listing.classes = tuple(self._class_entry(wnid, part) for wnid in sorted(wnids))
+        if not wnids:
+            raise BadSource(
+                f"{self._label(part)} holds no class: no archive or folder named like n01440764",
+                why="there is nothing to train on",
+                remedy="download the training archive again, or choose other splits with --splits",
+            )
+        label_of = {wnid: label for label, wnid in enumerate(sorted(wnids))}
+        for position, place in enumerate(images.label):
+            images.label[position] = label_of[wnids[place]]
+
+    def _train_classes(self, part: Path) -> Iterator[tuple[str, Callable[[int], None]]]:
+        """(wnid, function that adds its images under a label) for every class of train."""
+        if part.is_file():
+            container = self.listing.add_container(part, self._label(part))
+            with part.open("rb", buffering=0) as file:
+                for member in self.listing.members_of(file, self._label(part)):
+                    found = _INNER_TAR.fullmatch(bare_name(member.name) or "")
+                    if member.kind is Kind.FILE and found is not None:
+                        yield found[1], self._adder_of_tar(file, container, member, found[0])
+                    elif member.kind is not Kind.FOLDER:
+                        reason = "not the archive of a class (nNNNNNNNN.tar)"
+                        self._refuse(Split.TRAIN, self._label(part), member.name, reason)
+            return
+        for path in sorted(part.iterdir()):
+            found = _INNER_TAR.fullmatch(path.name)
+            if found is not None and path.is_file():
+                container = self.listing.add_container(path, self._label(path))
+                with path.open("rb", buffering=0) as file:
+                    whole = Member(path.name, Kind.FILE, 0, path.stat().st_size)
+                    yield found[1], self._adder_of_tar(file, container, whole, "")
+            elif _WNID.fullmatch(path.name) and path.is_dir():
+                yield path.name, self._adder_of_folder(path)
+
+    def _adder_of_tar(
+        self, file: BinaryIO, container: int, tar: Member, inner: str
+    ) -> Callable[[int], None]:
+        def add(label: int) -> None:
+            where = "/".join(filter(None, (self.listing.containers[container].label, inner)))
+            found = self.listing.members_of(file, where, tar.offset, tar.offset + tar.size)
+            self._add_members(Split.TRAIN, file, container, found, where, lambda _: label)
+
+        return add
+
+    def _adder_of_folder(self, folder: Path) -> Callable[[int], None]:
+        def add(label: int) -> None:
+            container = self.listing.add_container(folder, self._label(folder), is_folder=True)
+            add_files(self.listing, Split.TRAIN, container, folder, label=label)
+
+        return add
+
+    def _class_entry(self, wnid: str, part: Path) -> ClassEntry:
+        if not self.kit.synsets:  # train alone needs no development kit
+            return ClassEntry(wnid, wnid, None)
+        synset = self.kit.synsets.get(wnid)
+        if synset is None or not synset.is_leaf:
+            raise BadSource(
+                f"{self._label(part)} holds {wnid}, which is {'no leaf' if synset else 'not'} in {self.kit.where}",
+                why="a class is a leaf of the development kit's synsets",
+                remedy="take the development kit of this edition, or remove what is no class",
+            )
+        return synset.class_entry()
+
+    def list_evaluation(self, split: Split, part: Path) -> None:
+        images = self.listing.start_split(split)
+        if part.is_file():
+            label_of = self._label_by_number(split)
+            container = self.listing.add_container(part, self._label(part))
+            with part.open("rb", buffering=0) as file:
+                found = self.listing.members_of(file, self._label(part))
+                self._add_members(split, file, container, found, self._label(part), label_of)
+            return
+        folder = part / split if (part / split).is_dir() else part
+        by_class = [path for path in sorted(folder.iterdir()) if _WNID.fullmatch(path.name) and path.is_dir()]
+        if folder.name == split and by_class:
+            for path in by_class:
+                container = self.listing.add_container(path, self._label(path), is_folder=True)
+                label = self._known_label(path.name, f"{self._label(path)}/ is a class of {split}")
+                add_files(self.listing, split, container, path, label=label)
+            return
+        label_of = self._label_by_number(split)
+        container = self.listing.add_container(folder, self._label(folder), is_folder=True)
+        for path in sorted(folder.glob(f"ILSVRC*_{split}_*.JPEG")):
+            label = label_of(path.name)
+            if label is None:
+                self._refuse(split, self._label(folder), path.name, "its name has no image number")
+            elif not path.is_file():
+                self._refuse(split, self._label(folder), path.name, "no regular file")
+            else:
+                images.add(path.name, container, 0, path.stat().st_size, label)
+        self.on_found(len(images))
+
+    def _label_by_number(self, split: Split) -> Callable[[str], int | None]:
+        """From an image's name to its label by the number in it; None where it has none."""
+        truth = self.kit.ground_truth.get(split)
+        images = self.listing.splits[split]
+        if truth is None:
+            if not self.unlabelled:
+                raise BadSource(
+                    f"{split} has no ground truth: no ILSVRC*_{_TRUTH_WORD[split]}_ground_truth.txt",
+                    where=f"looked in {self.source}, its data/ and the development kit",
+                    why=f"without it nothing says what the images of {split} show",
+                    remedy=f"put the file there, leave {split} out with --splits, or take it --unlabelled",
+                )
+            images.labelled = False
+            return lambda _: -1
+        if not self.kit.synsets:
+            raise BadSource(
+                f"{split} has a ground truth, but there is no meta.mat to tell what its ids mean",
+                where=f"looked in {self.source}, its data/ and the development kit",
+                why="the ids are the development kit's own and follow no order",
+                remedy="put the development kit's archive into the source folder",
+            )
+        labels: dict[int, int] = {}
+
+        def label_of(name: str) -> int | None:
+            image = _EVAL_IMAGE.fullmatch(name)
+            if image is None:
+                return None
+            number = int(image["number"])
+            if not 1 <= number <= len(truth):
+                raise BadSource(
+                    f"{name} is beyond the {len(truth):,} lines of {split}'s ground truth",
+                    why="line N is about image N, so the two do not belong together",
+                    remedy="take the ground truth of this edition",
+                )
+            devkit_id = truth[number - 1]
+            if devkit_id not in labels:
+                synset = self.kit.synset_of(devkit_id)
+                what = f"line {number} of {split}'s ground truth says {devkit_id}"
+                if synset is None:
+                    raise BadSource(
+                        f"{what}, an id that {self.kit.where} does not have",
+                        why="the label of this image would be a guess",
+                        remedy="take ground truth and development kit of one edition",
+                    )
+                labels[devkit_id] = self._known_label(synset.wnid, what)
+            return labels[devkit_id]
+
+        return label_of
+
+    def _known_label(self, wnid: str, what: str) -> int:
+        if wnid not in self.labels:
+            raise BadSource(
+                f"{what} ({wnid}), a class that train lacks",
+                why="the network has no output for it",
+                remedy="add its training images, or leave the split out with --splits",
+            )
+        return self.labels[wnid]
+
+    def _add_members(
+        self,
+        split: Split,
+        file: BinaryIO,
+        container: int,
+        found: Iterator[Member],
+        where: str,
+        label_of: Callable[[str], int | None],
+    ) -> None:
+        images = self.listing.splits[split]
+        seen: dict[str, Member] = {}
+        for member in found:
+            if member.kind is Kind.FOLDER:
+                continue
+            name = bare_name(member.name)
+            if name is None:
+                self._refuse(split, where, member.name, "unsafe name: it reaches outside of the archive")
+            elif member.kind is not Kind.FILE:
+                self._refuse(split, where, member.name, f"a {member.kind}, no regular file")
+            elif name in seen:
+                same = _bytes_of(file, seen[name]) == _bytes_of(file, member)
+                reason = f"duplicate: the name comes twice, with {'the same' if same else 'other'} bytes"
+                self._refuse(split, where, member.name, reason)
+            elif (label := label_of(name)) is None:
+                self._refuse(split, where, member.name, "its name has no image number, so no label")
+            else:
+                seen[name] = member
+                images.add(name, container, member.offset, member.size, label)
+        self.on_found(len(images))
+
+    def _refuse(self, split: Split, where: str, name: str, reason: str) -> None:
+        self.listing.refusals.append(Refusal(split.value, where, name, reason))
+
+    def _label(self, path: Path) -> str:
+        return path.relative_to(self.source).as_posix()
+
+
+def _bytes_of(file: BinaryIO, member: Member, limit: int = 1 << 26) -> bytes:
+    file.seek(member.offset)
+    return file.read(min(member.size, limit))

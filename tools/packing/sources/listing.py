@@ -1,0 +1,170 @@
+"""What a source holds, before anything is packed: one lean row for every image, one refusal for what is none.
+
+legend  for every split: found = images + refusals; an image is where its bytes lie, its label and its name
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from ....shards import NO_LABEL, AlexshardError, ClassEntry, Split
+from ..tar import BLOCK, BadArchive, Member, end_of, ends_marked, members
+
+IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+
+
+class BadSource(AlexshardError):
+    """The source is recognised, and something in it makes a right set impossible."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One image of the source that is not packed; a line of quarantine.jsonl."""
+
+    split: str
+    source: str  # file or folder it came from, relative to SOURCE; "OUTER.tar/INNER.tar" for nested ones
+    name: str  # as the source has it
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A file that holds images one after the other, or a folder that holds them as files."""
+
+    path: Path
+    label: str  # what to call it: relative to SOURCE
+    is_folder: bool = False
+
+
+@dataclass(slots=True)
+class Images:
+    """The images of one split in source order, in columns: some 100 bytes an image, so a million fit anywhere."""
+
+    labelled: bool = True
+    names: list[str] = field(default_factory=list)
+    container: array[int] = field(default_factory=lambda: array("i"))
+    offset: array[int] = field(default_factory=lambda: array("q"))
+    size: array[int] = field(default_factory=lambda: array("q"))
+    label: array[int] = field(default_factory=lambda: array("i"))
+    patched: set[int] = field(default_factory=set)  # positions whose bytes come from the patch archive
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def add(self, name: str, container: int, offset: int, size: int, label: int = NO_LABEL) -> None:
+        self.names.append(name)
+        self.container.append(container)
+        self.offset.append(offset)
+        self.size.append(size)
+        self.label.append(label)
+
+    def replace(self, position: int, container: int, offset: int, size: int) -> None:
+        """Take the bytes of one image from elsewhere: from the patch archive."""
+        self.container[position], self.offset[position], self.size[position] = container, offset, size
+        self.patched.add(position)
+
+
+@dataclass(slots=True)
+class Listing:
+    """Everything that a source holds."""
+
+    kind: str  # "ILSVRC2012 archives", "folder per class", …
+    classes: tuple[ClassEntry, ...] = ()
+    containers: list[Container] = field(default_factory=list)
+    splits: dict[Split, Images] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # what a person should know, one sentence each
+
+    def found(self, split: Split) -> int:
+        """Images of a split that the source holds, refused ones included."""
+        return len(self.splits[split]) + sum(refusal.split == split for refusal in self.refusals)
+
+    def start_split(self, split: Split) -> Images:
+        self.splits[split] = Images()
+        return self.splits[split]
+
+    def add_container(self, path: Path, label: str, *, is_folder: bool = False) -> int:
+        self.containers.append(Container(path, label, is_folder))
+        return len(self.containers) - 1
+
+    def members_of(
+        self, file: BinaryIO, where: str, start: int = 0, end: int | None = None
+    ) -> Iterator[Member]:
+        """The members of a tar (see `tar.members`); a remark where the archive has no end mark."""
+        end = file.seek(0, os.SEEK_END) if end is None else end
+        if end - start < BLOCK:
+            raise BadArchive(f"{where} is empty or cut: {end - start} bytes", remedy="download it again")
+        after = start
+        for member in members(file, where=where, start=start, end=end):
+            after = end_of(member)
+            yield member
+        if not ends_marked(file, after=after, end=end):
+            self.remarks.append(f"{where} has no end mark: it may have been cut between two members")
+
+
+def bare_name(name: str) -> str | None:
+    """The last component of a member's name; None where the name reaches outside of its archive.
+
+    >>> bare_name("val/ILSVRC2010_val_00000001.JPEG"), bare_name("../x.JPEG"), bare_name("/x.JPEG")
+    ('ILSVRC2010_val_00000001.JPEG', None, None)
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or not path.name:
+        return None
+    return path.name
+
+
+def add_files(
+    listing: Listing, split: Split, container: int, folder: Path, *, label: int = NO_LABEL, within: str = ""
+) -> int:
+    """Add the image files below a folder, by sorted name; returns how many images were found, refused ones included.
+
+    Args:
+        within: path of `folder` inside the container, with its slash; names begin with it.
+    """
+    images, held = listing.splits[split], listing.containers[container]
+    found = passed_over = 0
+    for entry in _files_below(folder):
+        if not entry.name.lower().endswith(IMAGE_ENDINGS):
+            passed_over += 1
+            continue
+        found += 1
+        name = within + Path(entry.path).relative_to(folder).as_posix()
+        try:
+            status = entry.stat()
+        except OSError as error:
+            listing.refusals.append(Refusal(split, held.label, name, f"cannot be read: {error.strerror}"))
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            listing.refusals.append(Refusal(split, held.label, name, "no regular file"))
+            continue
+        images.add(name, container, 0, status.st_size, label)
+    if passed_over:
+        listing.remarks.append(
+            f"{passed_over:,} files below {held.label}/{within} have no image's ending and are not read"
+        )
+    return found
+
+
+def _files_below(folder: Path, depth: int = 8) -> Iterator[os.DirEntry[str]]:
+    """Everything below a folder that is no folder, by sorted name; hidden names are left out.
+
+    A link to a folder is not followed, so a loop of links ends; the folder itself may be one.
+    """
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir(follow_symlinks=False):
+            yield entry
+        elif depth:
+            yield from _files_below(Path(entry.path), depth - 1)
+        else:
+            raise BadSource(f"{entry.path}: folders are nested too deeply", why="a class is a folder of images")
