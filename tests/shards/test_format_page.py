@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 import alexshard.shards
+import pytest
 from alexshard.shards import Sample, SampleRow, ShardName, ShardWriter, Split
 from alexshard.shards.rows import rows_text
 
@@ -42,7 +41,7 @@ def test_the_bytes_on_the_page_are_those_of_the_first_header(example: tuple[Path
     header = (example[0] / "train-000000.tar").read_bytes()[:512]
     shown = {}
     for line in PAGE.splitlines():
-        offset, _, rest = line.partition(": ")
+        offset, _, rest = line.strip().partition(": ")
         if len(offset) == 4 and rest:
             shown[int(offset, 16)] = bytes.fromhex(rest.split("  ")[0])
 
