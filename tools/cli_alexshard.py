@@ -2,16 +2,129 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
 import click
 
 from .. import __version__
-from .terminal import Cli
+from ..shards import Manifest, ShardSet, find_shard_set, verify_shard_set
+from . import info as info_report
+from .report import json_on_failure, print_json
+from .terminal import Cli, Progress, byte_size, signals_raise, table
+
+FOLDER = click.Path(path_type=Path)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group(cls=Cli)
 @click.version_option(__version__, prog_name="alexshard")
 def main() -> None:
     """Pack the ILSVRC archives into WebDataset shards and look at the result."""
+
+
+@main.command()
+@click.argument("dest", type=FOLDER)
+@click.option("--train", type=click.IntRange(min=1), default=2000, show_default=True, help="Training images.")
+@click.option("--val", type=click.IntRange(min=1), default=200, show_default=True, help="Validation images.")
+@click.option("--test", type=click.IntRange(min=1), default=200, show_default=True, help="Test images.")
+@click.option("--classes", type=click.IntRange(2, 100), default=10, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int) -> None:
+    """Draw a small set of pictures into DEST, in the layout of the ILSVRC2010 archives.
+
+    For trying everything without ImageNet. Equal arguments give equal bytes.
+    """
+    from .sample_archive import draw_sample
+
+    counts = {"train": train, "val": val, "test": test}
+    with signals_raise(signal.SIGTERM), Progress("sample", sum(counts.values()), "images") as progress:
+        expected = draw_sample(dest, counts, num_classes=classes, seed=seed, on_images=progress.advance)
+    splits = expected["splits"].items()
+    click.echo(
+        table([(name, s["images"], s["patched"]) for name, s in splits], header=("split", "images", "patched"))
+    )
+    click.echo(f"\n{classes} classes in {dest}; next:\n  alexshard build {click.format_filename(dest)}")
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--classes", "all_classes", is_flag=True, help="List every class.")
+@AS_JSON
+def info(folder: Path, all_classes: bool, as_json: bool) -> None:
+    """Tell what the shard set in DIR holds and how it was built."""
+    with json_on_failure(as_json):
+        shard_set = ShardSet.open(folder)
+    if as_json:
+        print_json(info_report.report(shard_set))
+    else:
+        click.echo(info_report.text(shard_set, all_classes=all_classes))
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--deep", is_flag=True, help="Also read it with the webdataset library and decode every image.")
+@AS_JSON
+def verify(folder: Path, deep: bool, as_json: bool) -> None:
+    """Check every byte of the shard set in DIR: structure, indexes, SHA-256, labels.
+
+    Prints one line for each problem and exits 1 if there is any.
+    """
+    with json_on_failure(as_json):
+        path = find_shard_set(folder)
+        manifest = Manifest.load(path)
+        total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+        with Progress("verify", total, "bytes") as progress:
+
+            def count(name: str, size: int) -> None:
+                if name.endswith(".tar"):
+                    progress.advance(size)
+
+            problems = verify_shard_set(path, on_file=count)
+        went_deep = deep and not problems  # what is broken on the surface would only be told again
+        samples = sum(split.samples for split in manifest.splits.values())
+        if went_deep:
+            from .deep_verify import deep_verify
+
+            with Progress("decode", samples, "images") as progress:
+                problems = deep_verify(ShardSet.open(path), on_samples=progress.advance)
+    if as_json:
+        about = {"path": str(path), "digest": manifest.digest, "samples": samples, "deep": went_deep}
+        print_json({**about, "sound": not problems, "problems": [asdict(problem) for problem in problems]})
+    elif problems:
+        click.echo("\n".join(map(str, problems)))
+    else:
+        how = "every image decoded" if went_deep else "every byte as promised"
+        click.echo(f"{path}: sound; {samples:,} samples, {byte_size(total)}, {how}")
+    if problems:
+        click.echo(
+            f"error: {len(problems)} problems in {path}\n"
+            "  why it matters: training would read wrong pixels or labels, or stop\n"
+            "  what to do: copy the named files again from where the set came from, or build the set again",
+            err=True,
+        )
+        sys.exit(1)
+
+
+@main.command()
+@AS_JSON
+def doctor(as_json: bool) -> None:
+    """Look at what is installed and say what to do where something is missing or slow.
+
+    Exits 1 if something that alexshard needs is broken.
+    """
+    from .doctor import PROBLEM, examine, to_text
+
+    findings = examine()
+    broken = any(finding.status == PROBLEM for finding in findings)
+    if as_json:
+        print_json({"sound": not broken, "findings": [asdict(finding) for finding in findings]})
+    else:
+        click.echo(to_text(findings))
+    if broken:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

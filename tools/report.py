@@ -1,0 +1,31 @@
+"""A command's result on stdout: text for people, or with `--json` one object with a `schema` number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from ..shards import AlexshardError
+
+SCHEMA = 1
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print one JSON object."""
+    click.echo(json.dumps({"schema": SCHEMA, **content}, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def json_on_failure(as_json: bool) -> Iterator[None]:
+    """With `--json` an error too is one object on stdout; its message goes to stderr and its exit code stays."""
+    try:
+        yield
+    except AlexshardError as error:
+        if as_json:
+            about = {"what": error.what, "where": error.where, "why": error.why, "remedy": error.remedy}
+            print_json({"error": about, "exit_code": error.exit_code})
+        raise
