@@ -1,0 +1,177 @@
+"""AlexNet: five convolutional and three fully connected layers in two towers, as one module.
+
+in    images   float32, (N, 3, S, S), RGB, 0..255 with the mean subtracted; S = 224 in 2012
+out   logits   float32, (N, classes)
+
+The towers are the two halves of the maps. Layers that see their own tower only (conv2, conv4, conv5) are grouped
+convolutions; conv3 and the fc layers see both. An `AlexNet` holds both towers, or one of them (`tower=0 | 1`), with
+the same parameter names and that tower's rows of every parameter; fc8 belongs to tower 0.
+
+    S = 224, both towers:   3×224² → 96×55² → 96×27² → 256×27² → 256×13² → 384×13² → 384×13² → 256×13² → 256×6²
+                            = 9216 → 4096 → 4096 → 1000, 60,965,224 parameters
+
+Source: Krizhevsky, Sutskever, Hinton 2012 and the released 145-2010 configuration; fidelity.md §0–§2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from ..shards import WrongCall
+from .dropout import Masks
+from .lrn import lrn_across_maps, lrn_same_map
+from .recipe import LAYERS, Recipe
+
+PER_TOWER = (48, 128, 192, 192, 128, 2048)  # conv1..conv5, and fc6 and fc7 alike
+Pieces = dict[str, tuple[nn.Parameter, ...]]
+
+
+class SideTooSmall(WrongCall):
+    """The images are too small for three poolings."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__(
+            f"images of {side}×{side} pixels leave nothing after the third pooling",
+            why="AlexNet's strides and poolings shrink the side about 32 times",
+            remedy="pack at 74 pixels or more: alexshard build SOURCE --size 74 (crops of 64)",
+        )
+
+
+class AlexNet(nn.Module):
+    """The network of one recipe, freshly initialised from the recipe's seed."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, side: int, *, tower: int | None = None) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise WrongCall(f"a network for {num_classes} classes", remedy="train on a shard set that has labels")
+        self.recipe, self.num_classes, self.side, self.tower = recipe, num_classes, side, tower
+        self.held = held = 2 if tower is None else 1
+        c1, c2, c3, c4, c5, hidden = (scaled_width(count, recipe.width) for count in PER_TOWER)
+        self.pool5_side = pool5_side(side)
+        conv, linear = nn.Conv2d, nn.Linear
+        pad1 = 2 if recipe.conv1_pad == "symmetric" else 0
+        self.conv1 = skip_init(conv, 3, held * c1, 11, stride=4, padding=pad1)
+        self.conv2 = skip_init(conv, held * c1, held * c2, 5, padding=2, groups=held)
+        self.conv3 = skip_init(conv, 2 * c2, held * c3, 3, padding=1)
+        self.conv4 = skip_init(conv, held * c3, held * c4, 3, padding=1, groups=held)
+        self.conv5 = skip_init(conv, held * c4, held * c5, 3, padding=1, groups=held)
+        self.fc6 = skip_init(linear, 2 * c5 * self.pool5_side**2, held * hidden)
+        self.fc7 = skip_init(linear, 2 * hidden, held * hidden)
+        if tower != 1:
+            self.fc8 = skip_init(linear, 2 * hidden, num_classes)
+        self._initialise()
+
+    def forward(self, images: Tensor, masks: Masks | None = None) -> Tensor:
+        """Logits, (N, classes); dropout by `masks` in training, outputs halved (`masks` None) at test."""
+        maps = self.layers_3_to_5(self.layers_1_to_2(images))
+        hidden = self.layer_7(self.layer_6(maps, masks), masks)
+        return self.layer_8(hidden)
+
+    # The five parts between which the towers exchange what they have (fidelity.md §5).
+
+    def layers_1_to_2(self, images: Tensor) -> Tensor:
+        """Images to the own towers' maps below conv3: (N, 256, 13, 13) for both towers."""
+        recipe = self.recipe
+        if recipe.conv1_pad == "bottom-right":
+            # The last window hangs over the right and lower edge and reads zeros there (§1.2).
+            over = -(images.shape[-1] - 11) % 4
+            images = F.pad(images, (0, over, 0, over))
+        x = self.conv1(images)
+        if recipe.layer1_order == "lrn-pool-relu":
+            x = F.relu_(_pool(self._lrn(x)))
+        else:
+            x = _pool(self._lrn(F.relu_(x)))
+        x = self._lrn(F.relu_(self.conv2(x)))
+        if recipe.same_map_a is not None:
+            x = lrn_same_map(x, n=recipe.same_map_n, k=recipe.same_map_k, a=recipe.same_map_a)
+        return _pool(x)
+
+    def layers_3_to_5(self, both: Tensor) -> Tensor:
+        """Both towers' maps to the own towers' maps below fc6: (N, 256, 6, 6) for both towers."""
+        x = F.relu_(self.conv3(both))
+        x = F.relu_(self.conv4(x))
+        # max and ReLU commute, so the presets' two orders are one here, and ReLU is cheaper after the pool (§0).
+        return F.relu_(_pool(self.conv5(x)))
+
+    def layer_6(self, both: Tensor, masks: Masks | None) -> Tensor:
+        """Both towers' maps, flattened as (map, y, x), to the own towers' 4,096 or 2,048 hidden units."""
+        return self._dropout(F.relu_(self.fc6(both.flatten(1))), 6, masks)
+
+    def layer_7(self, both: Tensor, masks: Masks | None) -> Tensor:
+        """Both towers' hidden units to the own towers' second hidden layer."""
+        return self._dropout(F.relu_(self.fc7(both)), 7, masks)
+
+    def layer_8(self, both: Tensor) -> Tensor:
+        """Both towers' hidden units to logits; tower 0 only."""
+        logits: Tensor = self.fc8(both)
+        return logits
+
+    def pieces(self) -> Pieces:
+        """Every parameter's pieces by name, to be joined along the first dimension; here one each."""
+        return {name: (parameter,) for name, parameter in self.named_parameters()}
+
+    def _lrn(self, x: Tensor) -> Tensor:
+        recipe = self.recipe
+        return lrn_across_maps(x, towers=self.held, n=recipe.lrn_n, k=recipe.lrn_k, a=recipe.lrn_a)
+
+    def _dropout(self, x: Tensor, layer: int, masks: Masks | None) -> Tensor:
+        if not self.recipe.dropout:
+            return x
+        if masks is None:
+            if self.training and torch.is_grad_enabled():
+                raise ValueError("training with dropout needs masks; call eval() for the test-time network")
+            return x * 0.5
+        units = x.shape[1]
+        if self.tower is None:
+            return x * masks.draw(layer, x.shape[0], units, x.device)
+        kept = masks.draw(layer, x.shape[0], 2 * units, x.device)
+        return x * kept[:, self.tower * units : (self.tower + 1) * units]
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Normal weights and constant biases by layer; a tower takes its rows of the whole layer's draw."""
+        for number, name in enumerate(LAYERS):
+            if not hasattr(self, name):
+                continue
+            layer = getattr(self, name)
+            std = self.recipe.init_std[number]
+            if self.recipe.init_fan_in:
+                std *= math.sqrt(_full_fan_in(number) / layer.weight[0].numel())
+            parts = 1 if self.tower is None or name == "fc8" else 2
+            weight = torch.empty(parts * layer.weight.shape[0], *layer.weight.shape[1:])
+            weight.normal_(0, std, generator=torch.Generator().manual_seed(self.recipe.seed * len(LAYERS) + number))
+            layer.weight.copy_(weight.chunk(parts)[(self.tower or 0) if parts == 2 else 0])
+            layer.bias.fill_(self.recipe.init_bias[number])
+
+
+def scaled_width(count: int, width: float) -> int:
+    """`count` times `width`, to the nearest multiple of 8, ties up, at least 8 (fidelity.md §1.3)."""
+    return max(8, math.floor(count * width / 8 + 0.5) * 8)
+
+
+def pool5_side(side: int) -> int:
+    """The side of the maps below fc6 for images of `side` pixels, a multiple of 4.
+
+    Raises:
+        SideTooSmall: nothing is left.
+    """
+    maps = math.ceil((side - 11) / 4) + 1
+    for _ in range(3):
+        maps = math.ceil((maps - 3) / 2) + 1
+    if maps < 1:
+        raise SideTooSmall(side)
+    return maps
+
+
+def _pool(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, 2, ceil_mode=True)
+
+
+def _full_fan_in(number: int) -> int:
+    """Inputs of one unit of the layer at width 1 and side 224."""
+    return (3 * 121, 48 * 25, 256 * 9, 192 * 9, 192 * 9, 9216, 4096, 4096)[number]
