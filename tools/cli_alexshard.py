@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from .. import __version__
-from ..shards import Manifest, ShardSet, find_shard_set, verify_shard_set
+from ..shards import ImageFormat, Manifest, ShardSet, find_shard_set, verify_shard_set
 from . import info as info_report
 from .report import json_on_failure, print_json
 from .terminal import Cli, Progress, byte_size, signals_raise, table
@@ -47,6 +48,81 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
         table([(name, s["images"], s["patched"]) for name, s in splits], header=("split", "images", "patched"))
     )
     click.echo(f"\n{classes} classes in {dest}; next:\n  alexshard build {click.format_filename(dest)}")
+
+
+@main.command()
+@click.argument("source", type=FOLDER)
+@click.option("--out", type=FOLDER, help="New folder for the shard set.  [default: shards/NAME-OF-SOURCE]")
+@click.option("--format", "encoding", type=click.Choice(["jpeg", "raw"]), default="jpeg", show_default=True)
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEG.")
+@click.option("--size", type=click.IntRange(8, 2048), default=256, show_default=True, help="Side in pixels.")
+@click.option("--samples-per-shard", type=click.IntRange(min=1), help="[default: what gives 50 to 300 MB]")
+@click.option("--splits", help="Those to pack, as train,val.  [default: all that SOURCE has]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the order.")
+@click.option("-j", "--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one a core]")
+@click.option(
+    "--max-bad",
+    default="0.1%",
+    show_default=True,
+    help="Bad images to leave out at most: a count or a percentage, rounded up.",
+)
+@click.option("--unlabelled", is_flag=True, help="Take val and test without ground truth, as unlabelled samples.")
+@click.option(
+    "--statistics-from",
+    type=FOLDER,
+    help="Shard set whose classes, mean and components a set without train takes.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+def build(
+    source: Path,
+    out: Path | None,
+    encoding: str,
+    quality: int,
+    size: int,
+    samples_per_shard: int | None,
+    splits: str | None,
+    seed: int,
+    workers: int | None,
+    max_bad: str,
+    unlabelled: bool,
+    statistics_from: Path | None,
+    dry_run: bool,
+) -> None:
+    """Pack the images in SOURCE into a shard set.
+
+    SOURCE is a folder with the ILSVRC2010 or ILSVRC2012 archives, the same extracted, or a folder of images per
+    class, with or without train/ val/ test/ above. Images are read straight out of the archives. Each becomes the
+    central square of its shorter side, scaled to --size; EXIF orientation is ignored, as every ImageNet pipeline
+    does. Bad images go to quarantine.jsonl.
+    """
+    from . import packing
+
+    image = ImageFormat(size, encoding, *((quality, "4:2:0") if encoding == "jpeg" else (None, None)))
+    settings = packing.BuildSettings(
+        source=source,
+        out=out or Path("shards") / source.resolve().name,
+        image=image,
+        splits=packing.parse_splits(splits),
+        samples_per_shard=samples_per_shard,
+        seed=seed,
+        max_bad=packing.MaxBad.parse(max_bad),
+        unlabelled=unlabelled,
+        statistics_from=statistics_from,
+    )
+    with signals_raise(signal.SIGTERM):
+        with Progress("look", None, "images") as progress:
+            plan = packing.plan_build(settings, on_found=progress.advance)
+        if dry_run:
+            click.echo(packing.plan_text(plan, packing.free_bytes(settings.out)))
+            return
+        started = time.monotonic()
+        with Progress("build", plan.found, "images") as progress:
+            report = packing.build(
+                plan,
+                workers=workers or packing.default_workers(),
+                on_progress=lambda images, bad: progress.advance(images, note=f"{bad:,} bad" if bad else ""),
+            )
+    click.echo(packing.summary_text(plan, report, time.monotonic() - started))
 
 
 @main.command()

@@ -1,1 +1,33 @@
-"""Packing: archives to shards."""
+"""Packing: images in archives or folders to a shard set. Imports neither torch nor DALI.
+
+sources     what a folder holds: a listing of images, nothing decoded
+plan        which sample goes into which shard, under which key
+decode, image, shard, statistics    one shard, a pure function of the plan
+workers, output, quarantine, build  all of it, by several processes, whole or not at all
+"""
+
+from .build import BuildPlan, BuildReport, BuildSettings, build, parse_splits, plan_build
+from .output import free_bytes
+from .quarantine import MaxBad, TooManyBad
+from .report import plan_text, summary_text
+from .sources import BadSource, Refusal
+from .tar import BadArchive
+from .workers import default_workers
+
+__all__ = [
+    "BadArchive",
+    "BadSource",
+    "BuildPlan",
+    "BuildReport",
+    "BuildSettings",
+    "MaxBad",
+    "Refusal",
+    "TooManyBad",
+    "build",
+    "default_workers",
+    "free_bytes",
+    "parse_splits",
+    "plan_build",
+    "plan_text",
+    "summary_text",
+]

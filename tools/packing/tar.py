@@ -1,12 +1,12 @@
 """Where the members of a tar archive lie: headers are read, data is not.
 
-An inner tar is stored in one piece inside the outer one, so `members(file, start=..., end=...)` lists it in place, and an
-image of a nested archive is (offset, size) in the one outer file.
+An inner tar is stored in one piece inside the outer one, so `members(file, start=..., end=...)` lists it in
+place, and an image of a nested archive is (offset, size) in the one outer file.
 
-in   any seekable binary file: a disk file, `io.BytesIO`, a remote file that serves ranges
-out  one `Member` for everything in it, folders and links included; offsets count from the start of the file
-read ustar, GNU (long names, base-256 sizes) and pax (path, size); every header's checksum
-source POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format"
+in      any seekable binary file: a disk file, `io.BytesIO`, a remote file that serves ranges
+out     one `Member` for everything in it, folders and links included; offsets count from the start of the file
+read    ustar, GNU (long names, base-256 sizes) and pax (path, size); every header's checksum
+source  POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format"
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Member:
 def members(file: BinaryIO, *, where: str, start: int = 0, end: int | None = None) -> Iterator[Member]:
     """The members of the tar in bytes `start` to `end` of a file, in archive order.
 
-    Reads headers only and keeps nothing, so memory does not grow with the archive. It ends at the first block of
-    zeros, or where the bytes end exactly after a member (`ends_marked` tells the two apart).
+    Reads headers only and keeps nothing, so memory does not grow with the archive. It ends at the first block
+    of zeros, or where the bytes end exactly after a member (`ends_marked` tells the two apart).
 
     Args:
         where: what to call this tar in messages.
@@ -125,7 +125,7 @@ def members(file: BinaryIO, *, where: str, start: int = 0, end: int | None = Non
 
 
 def ends_marked(file: BinaryIO, *, after: int, end: int) -> bool:
-    """Whether the two blocks of zeros that end a tar follow byte `after`; without them it may have been cut there."""
+    """Whether two blocks of zeros follow byte `after`, as they do at the end of a tar that was not cut there."""
     file.seek(after)
     return after + 2 * BLOCK <= end and not any(file.read(2 * BLOCK))
 

@@ -25,7 +25,7 @@ def list_source(
     splits: Sequence[Split] | None = None,
     unlabelled: bool = False,
     classes: tuple[ClassEntry, ...] | None = None,
-    on_found: Callable[[int], None] = lambda found: None,
+    on_found: Callable[[int], object] = int,
 ) -> Listing:
     """Look at a folder, tell what it is, and list its images; nothing is decoded or written.
 
@@ -33,7 +33,7 @@ def list_source(
         splits: those to take; None: all that are there.
         unlabelled: take val or test without labels where nothing tells them.
         classes: those of the shard set that statistics come from; needed where train is not taken.
-        on_found: called now and then with the images of the present split found so far.
+        on_found: called now and then with the number of images found since the last call.
 
     Raises:
         WrongCall: the folder does not exist, holds none of what is looked for, or lacks a chosen split.
@@ -65,7 +65,5 @@ def list_source(
             remedy="--statistics-from SHARDSET, the set that the network is trained on",
         )
     if layout is not None:
-        return list_ilsvrc(
-            source, layout, chosen, unlabelled=unlabelled, classes=classes, on_found=on_found
-        )
-    return list_folders(source, parts, chosen, unlabelled=unlabelled, classes=classes)
+        return list_ilsvrc(source, layout, chosen, unlabelled=unlabelled, classes=classes, on_found=on_found)
+    return list_folders(source, parts, chosen, unlabelled=unlabelled, classes=classes, on_found=on_found)

@@ -1,8 +1,8 @@
 """The development kit of an ILSVRC edition: which synsets there are, and what the validation images show.
 
-in   `data/meta.mat` (a MAT-file of version 5 whose struct array `synsets` has one row a synset) and lists of devkit ids,
-     one a line, line N for image N; in an archive or extracted
-source readme.txt of the development kits of 2010 and 2012
+in      `data/meta.mat`, a MAT-file of version 5 whose struct array `synsets` has one row a synset, and lists of
+        devkit ids, one a line, line N for image N; in an archive or extracted
+source  readme.txt of the development kits of 2010 and 2012
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Devkit:
 def read_devkit(source: Path) -> Devkit:
     """Read table and ground truth from wherever the source has them.
 
-    Looked at: archives `*devkit*.tar.gz` and `.tar`, folders `*devkit*`, `data/` and the source itself. Files lying open
-    take precedence over those in an archive.
+    Looked at: archives `*devkit*.tar.gz` and `.tar`, folders `*devkit*`, `data/` and the source itself. Files
+    lying open take precedence over those in an archive.
 
     Raises:
         BadSource: a file that should be a table or a list of ids is none.
@@ -124,8 +124,9 @@ def _synsets(data: bytes, where: str) -> dict[str, Synset]:
     from scipy.io import loadmat
 
     try:
-        table = np.atleast_1d(loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])["synsets"])
-        id_field = next(name for name in table.dtype.names if re.fullmatch(r"ILSVRC\d{4}_ID", name))
+        content = loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])
+        table = np.atleast_1d(content["synsets"])
+        id_field = next(name for name in table.dtype.names or () if re.fullmatch(r"ILSVRC\d{4}_ID", name))
         return {
             str(row["WNID"]): Synset(
                 wnid=str(row["WNID"]),

@@ -1,12 +1,13 @@
 """A folder of images per class, with or without `train/ val/ test/` above.
 
-The classes are the folders of train, by code point after Unicode's NFC; deeper folders belong to their class. An image is
-called CLASS/FILE. A val or test folder without class folders holds unlabelled images.
+The classes are the folders of train, by code point after Unicode's NFC; deeper folders belong to their class.
+An image is called CLASS/FILE. A val or test folder without class folders holds unlabelled images.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from ....shards import ClassEntry, Split
@@ -28,11 +29,13 @@ def list_folders(
     *,
     unlabelled: bool,
     classes: tuple[ClassEntry, ...] | None,
+    on_found: Callable[[int], object],
 ) -> Listing:
     """List the images of class folders.
 
     Args:
-        classes: of the shard set that statistics come from, where train is not packed; None: from train itself.
+        classes: of the shard set that statistics come from, where train is not packed; None: from train
+        itself.
 
     Raises:
         BadSource: train has no class, or another split has one that train lacks.
@@ -60,9 +63,8 @@ def list_folders(
             )
         for name in sorted(folders):
             folder = folders[name]
-            found = add_files(
-                listing, split, container, folder, label=labels[name], within=f"{folder.name}/"
-            )
+            found = add_files(listing, split, container, folder, label=labels[name], within=f"{folder.name}/")
+            on_found(found)
             if not found:
                 raise BadSource(
                     f"the class folder {folder} holds no image ({', '.join(IMAGE_ENDINGS)})",
@@ -83,7 +85,7 @@ def _class_folders(part: Path) -> dict[str, Path]:
         if not _is_class(path):
             continue
         name = unicodedata.normalize("NFC", path.name)
-        if not name.isprintable() or not name.isascii() and _is_broken(name):
+        if not name.isprintable():  # control characters, or bytes that are not UTF-8
             raise BadSource(f"the folder name {path.name!r} is no readable text", remedy="rename the class")
         if name in folders:
             raise BadSource(
@@ -94,11 +96,6 @@ def _class_folders(part: Path) -> dict[str, Path]:
             )
         folders[name] = path
     return folders
-
-
-def _is_broken(name: str) -> bool:
-    """Whether bytes that are not UTF-8 hide in a name."""
-    return any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 
 def _list_unlabelled(listing: Listing, split: Split, container: int, folder: Path, unlabelled: bool) -> None:

@@ -1,12 +1,13 @@
-"""ILSVRC2010 and ILSVRC2012 as people have them: the archives as downloaded, or the same extracted, or some of each.
+"""ILSVRC2010 and ILSVRC2012 as people have them: the archives, the same extracted, or some of each.
 
     ILSVRC2010_images_train.tar, ILSVRC2012_img_train.tar    one inner tar a synset
-    ILSVRC20NN_{images,img}_{val,test}.tar                   images ILSVRC20NN_val_NNNNNNNN.JPEG, in a folder or not
+    ILSVRC20NN_{images,img}_{val,test}.tar                   ILSVRC20NN_val_NNNNNNNN.JPEG, in a folder or not
     patch_images.tar                                         patch_images/{train,val,test}/NAME.JPEG, by name
     *devkit*                                                 see devkit.py
 
-Extracted means a folder named as the archive (without `.tar`) or as the split, in which inner tars, folders of synsets or
-the images themselves lie. Names are compared by their last component, since archives differ in the folders above.
+Extracted means a folder named as the archive (without `.tar`) or as the split, in which inner tars, folders
+of synsets or the images themselves lie. Names are compared by their last component, since archives differ in
+the folders above.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .devkit import Devkit, read_devkit
 from .listing import BadSource, Listing, Refusal, add_files, bare_name
 from .patches import apply_patches
 
-OnFound = Callable[[int], None]
+OnFound = Callable[[int], object]
 
 _ARCHIVE = re.compile(r"ILSVRC(?P<year>\d{4})_(?:images|img)_(?P<split>train|val|test)(?:_v\d+)?(?:\.tar)?")
 _EVAL_IMAGE = re.compile(r"ILSVRC(?P<year>\d{4})_(?P<split>val|test)_(?P<number>\d{8})\.JPEG")
@@ -89,7 +90,8 @@ def list_ilsvrc(
     """List the images of an edition.
 
     Args:
-        classes: of the shard set that statistics come from, where train is not packed; None: from train itself.
+        classes: of the shard set that statistics come from, where train is not packed; None: from train
+        itself.
 
     Raises:
         BadArchive: an archive is cut or damaged.
@@ -114,6 +116,7 @@ def list_ilsvrc(
     for split in _EVALUATION:
         if split in splits:
             lister.list_evaluation(split, layout.parts[split])
+            on_found(len(listing.splits[split]))
     if layout.patches is not None:
         apply_patches(listing, layout.patches, layout.patches.relative_to(source).as_posix())
     return listing
@@ -136,9 +139,10 @@ class _Lister:
         for wnid, add in self._train_classes(part):
             if wnid in wnids:
                 raise BadSource(f"{self._label(part)} holds {wnid} twice", remedy="keep one of the two")
+            before = len(images)
             add(len(wnids))
             wnids.append(wnid)
-            self.on_found(len(images))
+            self.on_found(len(images) - before)
         self.listing.classes = tuple(self._class_entry(wnid, part) for wnid in sorted(wnids))
         if not wnids:
             raise BadSource(
@@ -173,9 +177,7 @@ class _Lister:
             elif _WNID.fullmatch(path.name) and path.is_dir():
                 yield path.name, self._adder_of_folder(path)
 
-    def _adder_of_tar(
-        self, file: BinaryIO, container: int, tar: Member, inner: str
-    ) -> Callable[[int], None]:
+    def _adder_of_tar(self, file: BinaryIO, container: int, tar: Member, inner: str) -> Callable[[int], None]:
         def add(label: int) -> None:
             where = "/".join(filter(None, (self.listing.containers[container].label, inner)))
             found = self.listing.members_of(file, where, tar.offset, tar.offset + tar.size)
@@ -222,14 +224,13 @@ class _Lister:
         label_of = self._label_by_number(split)
         container = self.listing.add_container(folder, self._label(folder), is_folder=True)
         for path in sorted(folder.glob(f"ILSVRC*_{split}_*.JPEG")):
-            label = label_of(path.name)
-            if label is None:
+            number_label = label_of(path.name)
+            if number_label is None:
                 self._refuse(split, self._label(folder), path.name, "its name has no image number")
             elif not path.is_file():
                 self._refuse(split, self._label(folder), path.name, "no regular file")
             else:
-                images.add(path.name, container, 0, path.stat().st_size, label)
-        self.on_found(len(images))
+                images.add(path.name, container, 0, path.stat().st_size, number_label)
 
     def _label_by_number(self, split: Split) -> Callable[[str], int | None]:
         """From an image's name to its label by the number in it; None where it has none."""
@@ -317,7 +318,6 @@ class _Lister:
             else:
                 seen[name] = member
                 images.add(name, container, member.offset, member.size, label)
-        self.on_found(len(images))
 
     def _refuse(self, split: Split, where: str, name: str, reason: str) -> None:
         self.listing.refusals.append(Refusal(split.value, where, name, reason))

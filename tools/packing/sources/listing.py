@@ -40,6 +40,12 @@ class Container:
     path: Path
     label: str  # what to call it: relative to SOURCE
     is_folder: bool = False
+    state: tuple[int, int] = (0, 0)  # of a file: bytes and time of change (ns), to notice that it is another one
+
+    @staticmethod
+    def state_of(path: Path) -> tuple[int, int]:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
 
 
 @dataclass(slots=True)
@@ -90,12 +96,11 @@ class Listing:
         return self.splits[split]
 
     def add_container(self, path: Path, label: str, *, is_folder: bool = False) -> int:
-        self.containers.append(Container(path, label, is_folder))
+        state = (0, 0) if is_folder else Container.state_of(path)
+        self.containers.append(Container(path, label, is_folder, state))
         return len(self.containers) - 1
 
-    def members_of(
-        self, file: BinaryIO, where: str, start: int = 0, end: int | None = None
-    ) -> Iterator[Member]:
+    def members_of(self, file: BinaryIO, where: str, start: int = 0, end: int | None = None) -> Iterator[Member]:
         """The members of a tar (see `tar.members`); a remark where the archive has no end mark."""
         end = file.seek(0, os.SEEK_END) if end is None else end
         if end - start < BLOCK:
@@ -123,7 +128,7 @@ def bare_name(name: str) -> str | None:
 def add_files(
     listing: Listing, split: Split, container: int, folder: Path, *, label: int = NO_LABEL, within: str = ""
 ) -> int:
-    """Add the image files below a folder, by sorted name; returns how many images were found, refused ones included.
+    """Add the image files below a folder, by sorted name; returns how many were found, refused ones included.
 
     Args:
         within: path of `folder` inside the container, with its slash; names begin with it.

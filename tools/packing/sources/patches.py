@@ -1,7 +1,7 @@
 """patch_images.tar: sound images for the spoiled originals of ILSVRC2010, told by name alone.
 
-Some spoiled originals decode well (a blank page, a banner), so every image that a patch is named after is replaced. The
-split is the last folder above the name.
+Some spoiled originals decode well (a blank page, a banner), so every image that a patch is named after is
+replaced. The split is the last folder above the name.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ def apply_patches(listing: Listing, path: Path, label: str) -> None:
     unused = sorted(f"{split}/{name}" for split, name in patches if split not in not_packed)
     if unused:
         listing.remarks.append(
-            f"{len(unused):,} of the patches in {label} replace nothing: no image has the name, "
-            f"first {unused[0]}"
+            f"{len(unused):,} of the patches in {label} replace nothing: no image has the name, first {unused[0]}"
         )
 
 

@@ -1,0 +1,129 @@
+"""Bytes of one source image to RGB pixels, or a sentence that says why not.
+
+in   bytes  JPEG (grey, YCbCr, RGB, CMYK, YCCK), PNG, BMP or WebP under any name, gzip-compressed or not
+out  pixels_HWC  uint8, RGB, 0..255, contiguous
+
+Decoding is strict: a JPEG that ends early or whose data is damaged is refused, never padded with grey. What
+the pixels do not need is ignored: EXIF orientation (as every ImageNet pipeline does, so some images lie on
+their side), colour profiles, alpha (dropped, the colour below stays). Of 16 bits the upper eight are kept.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zlib
+
+import numpy as np
+import PIL
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from ...shards import AlexshardError
+
+STORED_LIMIT = 64_000_000  # bytes of one source image, inflated or not; ILSVRC's largest has 15 MB
+PIXEL_LIMIT = 100_000_000  # checked in the header, before memory is taken
+
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+# Warnings of libjpeg after which the whole picture is there; real archives hold such images.
+_HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "Invalid SOS parameters")
+
+
+class BadImage(AlexshardError):
+    """One image cannot be packed; `what` is the reason for the quarantine."""
+
+
+def decode(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Pixels, shape (H, W, 3), and notes on what was out of the ordinary ("gunzipped", "cmyk", …).
+
+    Raises:
+        BadImage: the bytes are no sound image, or too large to be one.
+    """
+    notes: tuple[str, ...] = ()
+    if not data:
+        raise BadImage("empty: no bytes")
+    if data.startswith(b"\x1f\x8b"):
+        data, notes = _gunzipped(data), ("gunzipped",)
+    if data.startswith(b"\xff\xd8"):
+        try:
+            height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            colour_space = ""  # a subsampling that this decoder does not know: Pillow's may
+        if colour_space in ("YCbCr", "Gray", "RGB"):
+            _check_size(width, height)
+            try:
+                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+            except ValueError as error:
+                if not any(harmless in str(error) for harmless in _HARMLESS):
+                    raise BadImage(f"damaged JPEG: {error}") from None
+                notes += ("stray bytes",)
+            else:
+                return pixels, (*notes, "grey") if colour_space == "Gray" else notes
+    pixels, more = _decode_with_pillow(data)
+    return pixels, notes + more
+
+
+def decoder_versions() -> dict[str, str]:
+    """Names and versions of everything that decides the pixels and bytes of a set."""
+    flavour = "pillow-simd" if "post" in PIL.__version__ else "pillow"
+    return {
+        "jpeg": f"simplejpeg {simplejpeg.__version__}",
+        "resampler": f"{flavour} {PIL.__version__}, antialiased bicubic",
+        "other_formats": f"{flavour} {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}",
+    }
+
+
+def _gunzipped(data: bytes) -> bytes:
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        inflated = inflater.decompress(data, STORED_LIMIT)
+    except zlib.error as error:
+        raise BadImage(f"damaged gzip data: {error}") from None
+    if inflater.unconsumed_tail:
+        raise BadImage(f"gzip data that inflates to more than {STORED_LIMIT:,} bytes")
+    if not inflater.eof:
+        raise BadImage("damaged gzip data: it ends early")
+    return inflated
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1 or width * height > PIXEL_LIMIT:
+        raise BadImage(f"claims {width}×{height} pixels; up to {PIXEL_LIMIT:,} are decoded")
+
+
+def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about EXIF and bombs: neither matters here, both are dealt with
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(*image.size)
+                image.load()
+                return _rgb(image), _notes(image)
+        except BadImage:
+            raise
+        except PIL.UnidentifiedImageError:
+            raise BadImage(f"no image: begins with {data[:12]!r}") from None
+        except Image.DecompressionBombError as error:
+            raise BadImage(f"too many pixels: {error}") from None
+        except Exception as error:  # whatever a decoder stumbles on: the image is bad, the build is not
+            raise BadImage(f"cannot be decoded: {error or type(error).__name__}") from None
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        return np.repeat(np.clip(grey >> 8, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    # Adobe's CMYK JPEGs store inks inverted; Pillow has put that right at decoding.
+    return np.ascontiguousarray(image.convert("RGB"))
+
+
+def _notes(image: Image.Image) -> tuple[str, ...]:
+    notes = []
+    if image.format not in ("JPEG", "MPO"):
+        notes.append(str(image.format).lower())
+    if image.mode == "CMYK":
+        notes.append("ycck" if image.info.get("adobe_transform") == 2 else "cmyk")
+    if "A" in image.getbands() or "transparency" in image.info:
+        notes.append("alpha dropped")
+    return tuple(notes)

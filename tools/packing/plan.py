@@ -1,0 +1,177 @@
+"""The plan of a build: which sample goes into which shard, under which key.
+
+A pure function of listing, seed and sizes.
+
+Samples of a split are put in the order of their keys, then a seeded permutation gives each its place. So the
+plan depends neither on the order inside the archives nor on whether they were extracted, and every shard is a
+unit of work that any process can do, and do again with the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...shards import KEY_LENGTH, ImageFormat, ShardName, Split, safe_key, stored_size
+from .sources import Images, Listing
+
+SHARD_BYTES = 128_000_000  # what a shard is to have by default
+FEWEST_SHARDS = 4  # of the largest split by default, so that small sets too keep several workers busy …
+FEWEST_SAMPLES = 250  # … as long as shards have this many samples
+
+# Bytes of a JPEG per pixel at 4:2:0, by quality, without its 623 bytes of tables: mean over the 84 full-size
+# images of `assemble.py full` at 256×256. Smaller pictures take more: 0.43 at 64×64 and quality 90.
+_JPEG_QUALITIES = (50, 75, 85, 90, 95, 100)
+_JPEG_BYTES_PER_PIXEL = (0.120, 0.181, 0.243, 0.306, 0.439, 0.844)
+_JPEG_TABLES = 623
+_ORDER_PURPOSE = 0x706C616E  # "plan": keeps these draws apart from any others made from the same seed
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSample:
+    """One image, where it lies and what it becomes."""
+
+    key: str
+    label: int
+    name: str  # in the source
+    container: int  # index into the listing's containers
+    offset: int
+    size: int
+    patched: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard: its name and its samples in the order in which they are written."""
+
+    name: ShardName
+    labelled: bool
+    samples: tuple[PlannedSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """One split: the order of its samples and how many of them a shard takes."""
+
+    split: Split
+    images: Images
+    keys: list[str]  # by position in `images`
+    order: NDArray[np.int64]  # position in `images` of the sample at each place
+    samples_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.order) // self.samples_per_shard)
+
+    def shard(self, number: int) -> ShardPlan:
+        """The plan of one shard."""
+        start = number * self.samples_per_shard
+        images = self.images
+        samples = tuple(
+            PlannedSample(
+                key=self.keys[i],
+                label=images.label[i],
+                name=images.names[i],
+                container=images.container[i],
+                offset=images.offset[i],
+                size=images.size[i],
+                patched=i in images.patched,
+            )
+            for i in self.order[start : start + self.samples_per_shard].tolist()
+        )
+        return ShardPlan(ShardName(self.split, number), images.labelled, samples)
+
+
+def plan_splits(
+    listing: Listing, image_format: ImageFormat, *, seed: int, samples_per_shard: int | None
+) -> dict[Split, SplitPlan]:
+    """The plan of every split of a listing.
+
+    Args:
+        seed: 0 to 2**64 - 1; decides the order and nothing else.
+        samples_per_shard: None: what gives 50 to 300 MB, see `default_samples_per_shard`.
+    """
+    plans = {}
+    for split, images in listing.splits.items():
+        keys = unique_keys(images.names)
+        plans[split] = SplitPlan(
+            split=split,
+            images=images,
+            keys=keys,
+            order=seeded_order(keys, split=split, seed=seed),
+            samples_per_shard=samples_per_shard or default_samples_per_shard(len(images), image_format),
+        )
+    return plans
+
+
+def seeded_order(keys: list[str], *, split: Split, seed: int) -> NDArray[np.int64]:
+    """Position in `keys` of the sample at each place: a permutation by the set of keys and the seed alone.
+
+    The words come from Philox itself, whose stream NumPy promises to keep, not from `Generator.permutation`,
+    whose result may change between versions.
+    """
+    by_key = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+    purpose = _ORDER_PURPOSE * 8 + list(Split).index(split)
+    words = np.random.Philox(key=np.array([seed, purpose], dtype=np.uint64)).random_raw(len(keys))
+    return by_key[np.argsort(words, kind="stable")]
+
+
+def unique_keys(names: list[str]) -> list[str]:
+    """A valid key for every name of a split, no two equal, not even where case does not count.
+
+    Names are BARE.JPEG or CLASS/BARE.JPEG. The bare name makes the key where that is unique, else class and
+    bare name; where even these meet, all but the first by name get a number.
+
+    >>> unique_keys(["cat/1.jpg", "dog/1.jpg", "dog/two words.jpg", "dog/two-words.jpg", "dog/two;words.jpg"])
+    ['cat-1', 'dog-1', 'dog-two_words', 'two-words', 'dog-two_words-2']
+    """
+    keys = [safe_key(_stem(name.rpartition("/")[2])) for name in names]
+    uses = Counter(key.lower() for key in keys)
+    for i, name in enumerate(names):
+        if uses[keys[i].lower()] > 1 and "/" in name:
+            keys[i] = safe_key("-".join(_stem(name).split("/")))
+    uses = Counter(key.lower() for key in keys)
+    meeting = [i for i, key in enumerate(keys) if uses[key.lower()] > 1]
+    taken = {key.lower() for i, key in enumerate(keys) if uses[key.lower()] == 1}
+    for i in sorted(meeting, key=names.__getitem__):
+        base, number = keys[i], 1
+        while keys[i].lower() in taken:
+            number += 1
+            suffix = f"-{number}"
+            keys[i] = base[: KEY_LENGTH - len(suffix)] + suffix
+        taken.add(keys[i].lower())
+    return keys
+
+
+def _stem(name: str) -> str:
+    """A file name without its ending."""
+    stem, dot, _ = name.rpartition(".")
+    return stem if dot and stem else name
+
+
+def default_samples_per_shard(num_samples: int, image_format: ImageFormat) -> int:
+    """So many that a shard has up to 128 MB; small sets have four shards, or one for every 250 samples.
+
+    >>> jpeg = ImageFormat(256, "jpeg", 90, "4:2:0")
+    >>> [default_samples_per_shard(n, jpeg) for n in (64, 2_000, 13_394, 1_261_406)]
+    [64, 500, 3349, 5657]
+    """
+    most = max(1, SHARD_BYTES // sample_bytes(image_format))
+    by_bytes = math.ceil(num_samples / most)
+    for_workers = min(FEWEST_SHARDS, math.ceil(num_samples / FEWEST_SAMPLES))
+    return math.ceil(num_samples / max(by_bytes, for_workers, 1))
+
+
+def sample_bytes(image_format: ImageFormat) -> int:
+    """What a sample takes in a shard, headers and label included: exact for raw sets, a mean for JPEG."""
+    pixels = image_format.side**2
+    if image_format.encoding == "raw":
+        image_bytes = 3 * pixels + len(b"P6\n%d %d\n255\n" % (image_format.side, image_format.side))
+    else:
+        per_pixel = np.interp(image_format.quality or 90, _JPEG_QUALITIES, _JPEG_BYTES_PER_PIXEL)
+        image_bytes = _JPEG_TABLES + round(float(per_pixel) * pixels)
+    return stored_size(image_bytes) + stored_size(3)

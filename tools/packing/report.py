@@ -1,0 +1,106 @@
+"""What a person is told of a build: the plan before it, the summary after it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from ...shards import Split
+from ..terminal import byte_size, duration, facts, table
+from .build import BuildPlan, BuildReport
+from .sources import Refusal
+
+SHOWN = 5  # remarks and reasons; the rest is counted
+
+
+def plan_text(plan: BuildPlan, free_bytes: int) -> str:
+    """The plan of a build as text."""
+    rows = []
+    for split, split_plan in plan.splits.items():
+        images = plan.listing.splits[split]
+        found = plan.listing.found(split)
+        rows.append(
+            (
+                split.value,
+                found,
+                found - len(images),
+                len(images.patched),
+                split_plan.num_shards,
+                split_plan.samples_per_shard,
+                byte_size(plan.split_bytes(split)),
+            )
+        )
+    header = ("split", "found", "bad names", "patched", "shards", "samples per shard", "about")
+    return "\n\n".join(
+        (
+            table(rows, header=header),
+            facts(
+                {
+                    "source": f"{plan.settings.source}: {plan.listing.kind}, {plan.num_classes:,} classes",
+                    "output": f"{plan.settings.out}: needs {byte_size(plan.needed_bytes)} with a margin, "
+                    f"{byte_size(free_bytes)} are free",
+                    "images": image_text(plan),
+                    "bad images": f"up to {plan.settings.max_bad.allowed(plan.found):,} are left out "
+                    f"(--max-bad {plan.settings.max_bad}); every image is decoded to tell",
+                }
+            ),
+            *_listed(plan.listing.remarks, plan.listing.refusals),
+        )
+    )
+
+
+def image_text(plan: BuildPlan) -> str:
+    """How images are stored, in words."""
+    image = plan.settings.image
+    form = f"JPEG quality {image.quality}, {image.subsampling}" if image.encoding == "jpeg" else "raw (PPM)"
+    return f"central {image.side}×{image.side} of the shorter side scaled to {image.side}, {form}, EXIF ignored"
+
+
+def summary_text(plan: BuildPlan, report: BuildReport, seconds: float) -> str:
+    """What was done, as text that ends with the next command."""
+    manifest, out = report.manifest, plan.settings.out
+    rows = [
+        (
+            name,
+            split.found,
+            split.samples,
+            split.patched,
+            split.quarantined,
+            len(split.shards),
+            byte_size(sum(shard.bytes for shard in split.shards)),
+        )
+        for name, split in manifest.splits.items()
+    ]
+    header = ("split", "found", "packed", "patched", "quarantined", "shards", "size")
+    rate = f"{plan.found / max(seconds, 1e-9):,.0f} images/s"
+    quoted = shlex.quote(str(out))
+    has_train = Split.TRAIN.value in manifest.splits
+    following = f"alextrain run --shards {quoted}" if has_train else f"alexshard verify {quoted}"
+    mean = ", ".join(f"{value:.1f}" for value in manifest.statistics.channel_mean)
+    return "\n\n".join(
+        (
+            table(rows, header=header),
+            facts(
+                {
+                    "shard set": out,
+                    "source": f"{plan.listing.kind}, {manifest.num_classes:,} classes",
+                    "images": image_text(plan),
+                    "mean RGB": f"{mean} (of {manifest.statistics.source})",
+                    "time": f"{duration(seconds)}, {rate}",
+                    "digest": manifest.digest,
+                }
+            ),
+            *_listed(report.remarks, report.refusals),
+            f"next:\n  {following}",
+        )
+    )
+
+
+def _listed(remarks: Sequence[str], refusals: Sequence[Refusal]) -> list[str]:
+    bad = [f"{r.split}: {r.source}: {r.name}: {r.reason}" for r in refusals]
+    parts = []
+    for title, lines in (("remarks", remarks), ("quarantined", bad)):
+        if lines:
+            more = [f"and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else []
+            parts.append("\n  ".join((f"{title}:", *lines[:SHOWN], *more)))
+    return parts

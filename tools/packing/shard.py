@@ -1,0 +1,144 @@
+"""One shard, from plan to disk: read in source order, decode, resize, encode, sum, write in plan order.
+
+A pure function of the plan and the source, so that any process may do it, and do it again with the same
+bytes. Beside the shard it leaves a record (what was packed and refused) and the sums of its pixels, under
+`.build/`, from which the coordinator makes the set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...shards import (
+    NO_LABEL,
+    AlexshardError,
+    ImageFormat,
+    Sample,
+    SampleRow,
+    ShardEntry,
+    ShardName,
+    ShardWriter,
+    Split,
+    appearing_whole,
+)
+from .decode import BadImage, decode
+from .image import central_square, encoded
+from .plan import ShardPlan
+from .reading import SourceReader
+from .sources import Container, Refusal
+from .statistics import PixelSums
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """What became of one planned shard."""
+
+    name: ShardName
+    entry: ShardEntry | None  # None: no sample was left, so nothing was written
+    rows: tuple[SampleRow, ...]
+    refusals: tuple[Refusal, ...]
+
+    def save(self, folder: Path) -> None:
+        fields = {
+            "entry": asdict(self.entry) if self.entry else None,
+            "rows": [str(row) for row in self.rows],
+            "refusals": [asdict(refusal) for refusal in self.refusals],
+        }
+        with appearing_whole(record_path(folder, self.name)) as file:
+            file.write(json.dumps(fields).encode("ascii"))
+
+    @classmethod
+    def load(cls, folder: Path, name: ShardName) -> ShardRecord:
+        fields = json.loads(record_path(folder, name).read_bytes())
+        return cls(
+            name=name,
+            entry=ShardEntry(**fields["entry"]) if fields["entry"] else None,
+            rows=tuple(map(SampleRow.parse, fields["rows"])),
+            refusals=tuple(Refusal(**refusal) for refusal in fields["refusals"]),
+        )
+
+
+def record_path(folder: Path, name: ShardName) -> Path:
+    return folder / str(name).replace(".tar", ".json")
+
+
+def sums_path(folder: Path, name: ShardName) -> Path:
+    return folder / str(name).replace(".tar", ".npz")
+
+
+def pack_shard(
+    plan: ShardPlan,
+    containers: list[Container],
+    image_format: ImageFormat,
+    folder: Path,
+    *,
+    on_image: Callable[[Refusal | None], None],
+) -> None:
+    """Pack one shard into `folder`, with its record and, for train, the sums of its pixels.
+
+    Args:
+        on_image: called after each source image, with its refusal where it is not packed.
+
+    Raises:
+        BadSource: the source is not as it was listed.
+        AlexshardError: the shard cannot be written.
+    """
+    split = plan.name.split
+    sums = PixelSums.zero(image_format.side) if split is Split.TRAIN else None
+    ready: dict[str, tuple[bytes, str]] = {}  # key to encoded image and notes
+    refusals: dict[str, Refusal] = {}
+    with SourceReader(containers) as source:
+        for sample in sorted(plan.samples, key=lambda sample: (sample.container, sample.offset, sample.name)):
+            try:
+                pixels, notes = decode(source.read(sample))
+            except BadImage as bad:
+                label = containers[sample.container].label
+                refusals[sample.key] = Refusal(split.value, label, sample.name, bad.what)
+            else:
+                square = central_square(pixels, image_format.side)
+                if sums is not None:
+                    sums.add_image(square)
+                if sample.patched:
+                    notes = ("patched", *notes)
+                ready[sample.key] = encoded(square, image_format), ",".join(notes)
+            on_image(refusals.get(sample.key))
+    ordered = tuple(refusals[sample.key] for sample in plan.samples if sample.key in refusals)
+    try:
+        entry, rows = _write(plan, ready, image_format, folder) if ready else (None, ())
+        if sums is not None:
+            sums.save(sums_path(folder, plan.name))
+        ShardRecord(plan.name, entry, rows, ordered).save(folder)
+    except OSError as error:
+        raise AlexshardError(
+            f"{plan.name} cannot be written: {error.strerror or error}",
+            where=str(folder),
+            why="the set would lack its samples",
+            remedy="make room or mend the disk, and build again",
+        ) from None
+
+
+def _write(
+    plan: ShardPlan, ready: dict[str, tuple[bytes, str]], image_format: ImageFormat, folder: Path
+) -> tuple[ShardEntry, tuple[SampleRow, ...]]:
+    rows = []
+    with ShardWriter(folder, plan.name) as writer:
+        for sample in plan.samples:
+            if sample.key in ready:
+                image, note = ready.pop(sample.key)
+                label = sample.label if plan.labelled else None
+                crc32 = writer.write(Sample(sample.key, label, image, image_format.extension))
+                rows.append(
+                    SampleRow(
+                        key=sample.key,
+                        label=NO_LABEL if label is None else label,
+                        split=plan.name.split.value,
+                        shard=str(plan.name),
+                        original=sample.name,
+                        note=note,
+                        crc32=crc32,
+                    )
+                )
+    return writer.entry, tuple(rows)
