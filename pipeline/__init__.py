@@ -1,0 +1,33 @@
+"""From a shard set to batches: order → draws → bytes → decode → DALI graph → torch.
+
+`Loader` is all that most callers need; the rest is what it is made of, as functions. Importing this package imports
+torch, not DALI; a `Loader` imports that.
+"""
+
+from .augment import AUGMENTATIONS, ORIGINAL, PAPER, Augmentation, crop_side, ten_views
+from .batch import Batch
+from .draws import Draws, draw
+from .errors import GraphFailed, NoDali, OtherState, StaleIteration, UndecodableSample
+from .loader import Loader
+from .order import Sharing, Span, epoch_order
+
+__all__ = [
+    "AUGMENTATIONS",
+    "ORIGINAL",
+    "PAPER",
+    "Augmentation",
+    "Batch",
+    "Draws",
+    "GraphFailed",
+    "Loader",
+    "NoDali",
+    "OtherState",
+    "Sharing",
+    "Span",
+    "StaleIteration",
+    "UndecodableSample",
+    "crop_side",
+    "draw",
+    "epoch_order",
+    "ten_views",
+]

@@ -1,0 +1,428 @@
+"""The loader: a shard set and a seed in, batches out.
+
+epoch_order ─► spans ─► draws ─┐
+                    └► image_source ─► graph ─► Batch          (all but the last arrow in a background thread)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..shards import ShardSet, WrongCall
+from .ahead import ReadAhead
+from .augment import AUGMENTATIONS, Augmentation, Places, centre, crop_side, ten_views
+from .batch import Batch
+from .bytes import StoredImages
+from .decode import DECODERS, find_undecodable, image_source
+from .draws import draw
+from .errors import GraphFailed, OtherState, StaleIteration
+from .graph import Graph, GraphPlan, Inputs
+from .order import ORDERS, Sharing, Span, epoch_order
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """One batch on its way from the background thread."""
+
+    span: Span
+    samples: NDArray[np.int64]
+    inputs: Inputs | None  # None: this rank's slice is empty
+    jitter: NDArray[np.float32]
+    output: Any  # a DALI tensor
+
+
+class Loader:
+    """Batches of a shard set's split, as the presets `paper` and `original` make them.
+
+    >>> from alexshard.pipeline import Loader  # doctest: +SKIP
+    >>> with Loader("shards/", batch_size=128) as loader:  # doctest: +SKIP
+    ...     for epoch in range(90):
+    ...         for batch in loader:
+    ...             train(batch.images, batch.labels)
+
+    `iter` runs the current epoch from its position, then the epoch is the next one. Order and draws are functions of
+    seed, epoch and position: the same on any number of ranks, and at once after `load_state_dict`.
+
+    Args:
+        shards: a shard set, its folder, or a folder that holds exactly one.
+        split: "train", "val" or "test".
+        batch_size: samples of one rank in a batch.
+        device: where batches are wanted: "cpu", "cuda", "cuda:1".
+        seed: of order and draws.
+        epoch: the one to begin with.
+        rank, world_size: this process among all. Rank r takes contiguous slice r of each global batch.
+        augment: "paper" or "original" (fidelity.md §3), or None: the central crop, no mirror, no jitter.
+        mean: "image" subtracts the mean image, "channel" its three means.
+        order: "global" is another permutation each epoch, "stored" the order on disk.
+        output: "float32", or "uint8" for those who subtract the mean themselves (see `Batch`).
+        drop_last: drop the samples that do not fill a global batch; None: in train alone.
+        views: 10 gives every image's ten views (needs augment=None): images (N, 10, 3, S, S).
+        mean_crop: "own" subtracts each pixel's own mean, "centre" the central crop of the mean image from every
+            crop, not mirrored; None: as the preset does, "own" without one.
+        jitter_steps: batches, counted over the whole run (epoch · len + batch), that are jittered and, in
+            `original`, divided by 1.1; None: all.
+        eigen: "set" jitters along the set's own eigenvectors, "published" along ImageNet's (fidelity.md §3.5).
+        threads: that decode, and as many of DALI's; None: one a core.
+        prefetch: batches made ahead of the one that is asked for.
+        crop: side S of the crop; None: what belongs to the stored side (fidelity.md §1.3: 256 → 224).
+        decoder: of JPEGs: "cores", or "card" (needs a CUDA device); None: where the batches are wanted.
+
+    Raises:
+        WrongCall: what is asked for cannot be; NoShardSet, NoSuchSplit, NoDali among them.
+        UndecodableSample: from the iteration; names shard, key and offset.
+    """
+
+    def __init__(
+        self,
+        shards: str | Path | ShardSet,
+        split: str = "train",
+        batch_size: int = 128,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        augment: Literal["paper", "original"] | None = "paper",
+        mean: Literal["image", "channel"] = "image",
+        order: Literal["global", "stored"] = "global",
+        output: Literal["float32", "uint8"] = "float32",
+        *,
+        drop_last: bool | None = None,
+        views: Literal[1, 10] = 1,
+        mean_crop: Literal["own", "centre"] | None = None,
+        jitter_steps: int | None = None,
+        eigen: Literal["set", "published"] = "set",
+        threads: int | None = None,
+        prefetch: int = 2,
+        crop: int | None = None,
+        decoder: Literal["cores", "card"] | None = None,
+    ) -> None:
+        self.device = _device(device)
+        on_card = self.device.type == "cuda"
+        decoder = decoder or ("card" if on_card else "cores")
+        mean_crop = mean_crop or ("centre" if augment == "original" else "own")
+        threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        _one_of("augment", augment, (*AUGMENTATIONS, None))
+        _one_of("mean", mean, ("image", "channel"))
+        _one_of("order", order, ORDERS)
+        _one_of("output", output, ("float32", "uint8"))
+        _one_of("views", views, (1, 10))
+        _one_of("mean_crop", mean_crop, ("own", "centre"))
+        _one_of("eigen", eigen, ("set", "published"))
+        _one_of("decoder", decoder, DECODERS)
+        _at_least("batch_size", batch_size, 1)
+        _at_least("threads", threads, 1)
+        _at_least("prefetch", prefetch, 1)
+        _at_least("world_size", world_size, 1)
+        _at_least("jitter_steps", 0 if jitter_steps is None else jitter_steps, 0)
+        if not 0 <= rank < world_size:
+            raise WrongCall(f"rank {rank} is not one of a world of {world_size}: ranks are 0..{world_size - 1}")
+        if not (0 <= seed < 2**64 and 0 <= epoch < 2**32):
+            raise WrongCall(f"a seed has 64 bits and an epoch 32, got seed={seed}, epoch={epoch}")
+        if views == 10 and augment is not None:
+            raise WrongCall("ten views are for evaluation: with views=10 augment must be None")
+        if decoder == "card" and not on_card:
+            raise WrongCall(f"decoder='card' needs a CUDA device, and the batches go to {self.device}")
+
+        self.shard_set = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
+        self.split = split
+        self.seed, self.epoch = seed, epoch
+        self._index = self.shard_set.index(split)
+        image = self.shard_set.manifest.image
+        self.side = crop_side(image.side) if crop is None else crop
+        if not 1 <= self.side <= image.side:
+            raise WrongCall(
+                f"crop={crop} does not fit: {self.shard_set.path} stores {image.side}x{image.side} pixels"
+            )
+        self._slack = image.side - self.side
+        self._sharing = Sharing(
+            num_samples=len(self._index),
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            drop_last=split == "train" if drop_last is None else drop_last,
+        )
+        if len(self) == 0:
+            raise WrongCall(
+                f"a global batch of {self._sharing.global_batch} is larger than {split} with its "
+                f"{self.num_samples:,} samples, and an incomplete batch is dropped",
+                where=str(self.shard_set.path),
+                remedy=f"a batch of at most {self.num_samples // world_size:,} a rank, or drop_last=False",
+            )
+        self._order = order
+        self._augmentation: Augmentation | None = AUGMENTATIONS[augment] if augment else None
+        self._jitter_steps = jitter_steps
+        self._jitter_matrix = np.zeros((3, 3))
+        if self._augmentation is not None:
+            own = self.shard_set.manifest.statistics if eigen == "set" else None
+            self._jitter_matrix = self._augmentation.jitter_matrix(own)
+        self._views: Places = ten_views(self._slack) if views == 10 else ()
+        self._channel_mean = np.zeros(3, np.float32)
+        own_mean = central_mean = None
+        if output == "float32" and mean == "channel":
+            self._channel_mean = np.array(self.shard_set.manifest.statistics.channel_mean, np.float32)
+        elif output == "float32":
+            mean_image = self.shard_set.mean_image()
+            if mean_crop == "own":
+                own_mean = mean_image
+            else:
+                inside = slice(centre(self._slack), centre(self._slack) + self.side)
+                central_mean = np.ascontiguousarray(mean_image[inside, inside].transpose(2, 0, 1))
+        self._stored = StoredImages(self._index, image.side)
+        self._source = image_source(self._stored, image.extension, decoder, threads)
+        self._graph = Graph(
+            GraphPlan(
+                batch_size=batch_size,
+                stored_side=image.side,
+                side=self.side,
+                threads=threads,
+                device_id=self.device.index if on_card else None,
+                encoded=self._source.encoded,
+                floats=output == "float32",
+                views=self._views,
+                own_mean=own_mean,
+                central_mean=central_mean,
+            )
+        )
+        self._floats = output == "float32"
+        self._prefetch = prefetch
+        self._position = 0  # of the next batch to deliver, in samples of the whole epoch
+        self._running: ReadAhead[_Delivery] | None = None
+        self._closed = False
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split."""
+        return len(self._index)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the shard set."""
+        return self.shard_set.manifest.num_classes
+
+    @property
+    def border(self) -> int:
+        """How far the central crop is from the top and left edge, in pixels."""
+        return centre(self._slack)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, the same on every rank."""
+        return self._sharing.steps()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch; afterwards the epoch is the next one."""
+        if self._closed:
+            raise WrongCall("this loader was closed")
+        self._stop()
+        if self._sharing.steps(self._position) == 0:
+            self.epoch, self._position = self.epoch + 1, 0
+        running = self._running = ReadAhead(self._deliveries(self.epoch, self._position), self._prefetch)
+        return self._batches(running)
+
+    def _batches(self, running: ReadAhead[_Delivery]) -> Iterator[Batch]:
+        try:
+            for delivery in running:
+                batch = self._batch(delivery)
+                self._position = delivery.span.end
+                del delivery
+                yield batch
+                del batch
+                if self._running is not running:
+                    raise StaleIteration(
+                        "this iteration was ended by a later one, or by close or load_state_dict",
+                        why="a loader is at one position of one epoch",
+                        remedy="make a second Loader for a second iteration",
+                    )
+            self.epoch, self._position = self.epoch + 1, 0
+        finally:
+            running.close()
+
+    def _deliveries(self, epoch: int, position: int) -> Generator[_Delivery, None, None]:
+        """In the background thread: while the graph works on one batch, the next one's images are read."""
+        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch, order=self._order)
+        begun: _Delivery | None = None
+        try:
+            for span in self._sharing.spans(position):
+                prepared = self._prepare(epoch, span, order[span.start : span.stop])
+                finished = self._collect(begun) if begun else None
+                if prepared.inputs is not None:
+                    self._graph.begin(prepared.inputs)
+                begun = prepared
+                if finished is not None:
+                    yield finished
+            if begun is not None:
+                yield self._collect(begun)
+        finally:
+            self._graph.abandon()
+
+    def _prepare(self, epoch: int, span: Span, samples: NDArray[np.int64]) -> _Delivery:
+        count = len(samples)
+        jitter = np.zeros((count, 3), np.float32)
+        if count == 0:
+            return _Delivery(span, samples, None, jitter, None)
+        y = x = np.full(count, centre(self._slack), np.int64)
+        mirror = np.zeros(count, bool)
+        divisor = 1.0
+        if self._augmentation is not None:
+            draws = draw(
+                self._augmentation,
+                seed=self.seed,
+                epoch=epoch,
+                start=span.start,
+                stop=span.stop,
+                slack=self._slack,
+            )
+            y, x, mirror = draws.y, draws.x, draws.mirror
+            step = epoch * len(self) + (span.end - 1) // self._sharing.global_batch
+            if self._jitter_steps is None or step < self._jitter_steps:
+                jitter = (draws.normals @ self._jitter_matrix).astype(np.float32)
+                divisor = self._augmentation.divisor
+        images = self._source.load(samples)
+        inputs = Inputs(images, y, x, mirror, self._channel_mean - jitter, divisor)
+        return _Delivery(span, samples, inputs, jitter, None)
+
+    def _collect(self, begun: _Delivery) -> _Delivery:
+        if begun.inputs is None:
+            return begun
+        try:
+            output = self._graph.collect()
+        except GraphFailed:
+            if self._source.encoded:
+                find_undecodable(self._stored, begun.samples.tolist())
+            raise
+        return _Delivery(begun.span, begun.samples, begun.inputs, begun.jitter, output)
+
+    def _batch(self, delivery: _Delivery) -> Batch:
+        """In the consumer's thread, since its current CUDA stream is the one that must wait for the images."""
+        samples, inputs = delivery.samples, delivery.inputs
+        views = (len(self._views),) if self._views else ()
+        if inputs is None:
+            shape = (0, *views, 3, self.side, self.side)
+            images = torch.empty(shape, dtype=torch.float32 if self._floats else torch.uint8, device=self.device)
+            y = x = np.zeros(0, np.int64)
+            mirror, divisor = np.zeros(0, bool), 1.0
+        else:
+            images = torch.from_dlpack(delivery.output)
+            if not self._floats:
+                images = images.movedim(-1, -3)
+            y, x, mirror, divisor = inputs.y, inputs.x, inputs.mirror, inputs.divisor
+        place = np.stack([y, x], axis=-1)
+        if self._views:
+            places = np.array([(y, x) for y, x, _ in self._views])
+            place = np.broadcast_to(places, (len(samples), *places.shape))
+            mirror = np.broadcast_to(np.array([mirrored for *_, mirrored in self._views]), place.shape[:2])
+        return Batch(
+            images=images,
+            labels=self._to_device(self._index.label[samples]),
+            keys=[self._index.keys[sample] for sample in samples],
+            crop=self._to_device(place),
+            mirror=self._to_device(mirror),
+            offset=self._to_device(delivery.jitter),
+            scale=1.0 / divisor,
+        )
+
+    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this loader is: a few numbers and words, ready for JSON.
+
+        What was delivered counts, not what was read ahead. The position is in samples of the whole epoch, so another
+        number of ranks or another batch size can go on from it.
+        """
+        epoch, position = self.epoch, self._position
+        if self._sharing.steps(position) == 0:
+            epoch, position = epoch + 1, 0
+        return {**self._identity(), "epoch": epoch, "position": position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the loader that made `state` was; ends an iteration that runs.
+
+        Raises:
+            OtherState: the state is of another shard set, split, seed, order or version.
+        """
+        for name, here in self._identity().items():
+            if state.get(name) != here:
+                raise OtherState(
+                    f"the loader's state has {name} {state.get(name)!r}, this loader has {here!r}",
+                    where=str(self.shard_set.path),
+                    why="the samples not yet seen would be others",
+                    remedy=f"open the loader with the same {name}, or start from a new state",
+                )
+        epoch, position = state.get("epoch"), state.get("position")
+        if not (isinstance(epoch, int) and isinstance(position, int) and 0 <= position <= self.num_samples):
+            raise OtherState(
+                f"the loader's state has epoch {epoch!r} and position {position!r}, "
+                f"and {self.split} has {self.num_samples:,} samples"
+            )
+        self._stop()
+        self.epoch, self._position = epoch, position
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "version": STATE_VERSION,
+            "shard_set": self.shard_set.digest,
+            "split": self.split,
+            "seed": self.seed,
+            "order": self._order,
+        }
+
+    def _stop(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+
+    def close(self) -> None:
+        """End the iteration that runs and let go of threads and maps. Batches handed out stay as they are."""
+        self._closed = True
+        self._stop()
+        self._source.close()
+        self._stored.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _device(wanted: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise WrongCall(f"{wanted!r} is no device; give cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise WrongCall(f"batches can be put on cpu or cuda, not on {device}")
+    if not torch.cuda.is_available():
+        raise WrongCall(
+            f"{device} was asked for, and torch sees no CUDA device", remedy="alexshard doctor; or cpu"
+        )
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise WrongCall(f"cuda:{index} was asked for, and there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise WrongCall(f"{name} is one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise WrongCall(f"{name} must be at least {least}, got {value}")
