@@ -1,7 +1,7 @@
 """From a shard set to batches: order → draws → bytes → decode → DALI graph → torch.
 
-`Loader` is all that most callers need; the rest is what it is made of, as functions. Importing this package imports
-torch, not DALI; a `Loader` imports that.
+`Loader` is all that most callers need; the rest is what it is made of, as functions. Importing this package
+imports torch, not DALI; making a `Loader` imports that.
 """
 
 from .augment import AUGMENTATIONS, ORIGINAL, PAPER, Augmentation, crop_side, ten_views

@@ -1,4 +1,4 @@
-"""Reading ahead: an iterator runs in a background thread, a bounded number of items ahead of whoever takes them."""
+"""Reading ahead: an iterator runs in a background thread, some items ahead of whoever takes them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class _End:
 class ReadAhead(Generic[T]):
     """Iterates over `items` as if directly; exceptions arrive where they would.
 
-    The thread ends when the items do, at the first exception, at `close`, when this object is forgotten, and before
-    the interpreter exits: it never keeps a process alive, and it is never cut off in the middle of a call.
+    The thread ends when the items do, at the first exception, at `close`, when this object is forgotten, and
+    before the interpreter exits: it never keeps a process alive, and is never cut off in the middle of a call.
     """
 
     def __init__(self, items: Generator[T, None, None], depth: int) -> None:

@@ -11,8 +11,8 @@ import torch
 class Batch:
     """N samples, S×S pixels; with ten views every (N, …) of images, crop and mirror is (N, 10, …).
 
-    float32 images are finished: (pixels − mean + offset) · scale. uint8 images are the cropped and mirrored pixels,
-    and that formula is left to whoever takes them; `crop` and `mirror` say which part of a mean image belongs.
+    float32 images are finished: (pixels − mean + offset) · scale. uint8 images are the cropped and mirrored
+    pixels, that formula left to whoever takes them; `crop` and `mirror` say which part of a mean image belongs.
     """
 
     images: torch.Tensor  # (N, 3, S, S), RGB; float32, or uint8 0..255 whose memory lies as (N, S, S, 3)

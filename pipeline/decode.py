@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -94,7 +95,7 @@ class DecodedImages:
         side = self._stored.side
         pixels = self._buffers.take((len(samples), side, side, 3))
         bounds = np.linspace(0, len(samples), self._pieces + 1).astype(int)
-        pieces = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+        pieces = [slice(a, b) for a, b in pairwise(bounds) if b > a]
         for _ in self._pool.map(lambda piece: self._decode(samples[piece], pixels[piece]), pieces):
             pass
         return pixels
@@ -122,7 +123,7 @@ def decode_into(stored: StoredImages, sample: int, pixels: NDArray[np.uint8]) ->
 
 
 def find_undecodable(stored: StoredImages, samples: Sequence[int]) -> None:
-    """Decode samples one by one and raise for the first that fails: names the culprit when a whole batch failed."""
+    """Decode samples one by one and raise for the first that fails, to name it when a whole batch failed."""
     pixels = np.empty((stored.side, stored.side, 3), np.uint8)
     for sample in samples:
         decode_into(stored, sample, pixels)
@@ -146,7 +147,7 @@ class BufferRing:
             candidate = self._free.popleft()
             memory = candidate if len(candidate) >= size else None
         if memory is None:
-            memory = memoryview(np.empty(size, np.uint8))
+            memory = np.empty(size, np.uint8).data
         # NumPy lets a view refer to the array that owns the memory and forgets those between; over a memoryview
         # this array is the last in the chain, so it lives as long as any view of it.
         array = np.frombuffer(memory, np.uint8, count=size)

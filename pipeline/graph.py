@@ -1,10 +1,10 @@
 """The DALI graph: images, places and means in; batches out. The only file that knows DALI.
 
-    images ──► decode (or not) ──► − own mean ──► crop, mirror, − channel offsets, ÷ divisor ──► − central mean ──► out
-               cpu or mixed        (image mean)    one fused operator, HWC → CHW                 (image mean)
+    images ─► decode, or not ─► − own mean ─► crop, mirror, − offset, ÷ divisor ─► − central mean ─► out
+              cpu or mixed      image mean    one fused operator, HWC → CHW       image mean
 
-The graph has no reader, no random operator and no state: everything comes in with each run. The same function builds
-the form for the cores and the form for a card.
+The graph has no reader, no random operator and no state: everything comes in with each run. The same function
+builds the form for the cores and the form for a card.
 
 in   images     uint8, N × (side, side, 3) pixels, or N JPEG files; never copied
      y, x       float32 (N,): place of the crop as a fraction of the slack
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from .augment import Places
 from .errors import GraphFailed, NoDali
-
+from .treatment import Treated
 
 _DALI_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # what its C++ exceptions become
 
@@ -55,11 +55,8 @@ class Inputs:
     """What one run is fed, N images; see the module's docstring."""
 
     images: NDArray[np.uint8] | list[NDArray[np.uint8]]
-    y: NDArray[np.int64]
-    x: NDArray[np.int64]
-    mirror: NDArray[np.bool_]
-    offset: NDArray[np.float32]
-    divisor: float
+    treated: Treated
+    channel_mean: NDArray[np.float32]  # (3,): 0 where a mean image is subtracted
 
 
 @cache
@@ -110,8 +107,8 @@ def build_pipeline(plan: GraphPlan) -> Any:
         else:
             images = fn.external_source(name="images", dtype=types.UINT8, layout="HWC", no_copy=True)
             images = images if plan.device_id is None else images.gpu()
-        offset = fn.external_source(name="offset", dtype=types.FLOAT, ndim=1) if plan.floats else None
-        divisor = fn.external_source(name="divisor", dtype=types.FLOAT, ndim=1) if plan.floats else None
+        offset: Any = fn.external_source(name="offset", dtype=types.FLOAT, ndim=1) if plan.floats else None
+        divisor: Any = fn.external_source(name="divisor", dtype=types.FLOAT, ndim=1) if plan.floats else None
         if plan.own_mean is not None:
             images = images - channelled(plan.own_mean, "HWC")
 
@@ -154,20 +151,18 @@ class Graph:
 
     def begin(self, inputs: Inputs) -> None:
         """Start a run; `collect` waits for it."""
-        plan, pipeline = self._plan, self._pipeline
+        plan, pipeline, treated = self._plan, self._pipeline, inputs.treated
         self._fed = inputs
-        images = inputs.images
-        count = len(images)
         try:
-            pipeline.feed_input("images", images)
+            pipeline.feed_input("images", inputs.images)
             if not plan.views:
                 slack = max(1, plan.stored_side - plan.side)
-                pipeline.feed_input("y", (inputs.y / slack).astype(np.float32))
-                pipeline.feed_input("x", (inputs.x / slack).astype(np.float32))
-                pipeline.feed_input("mirror", inputs.mirror.astype(np.int32))
+                pipeline.feed_input("y", (treated.y / slack).astype(np.float32))
+                pipeline.feed_input("x", (treated.x / slack).astype(np.float32))
+                pipeline.feed_input("mirror", treated.mirror.astype(np.int32))
             if plan.floats:
-                pipeline.feed_input("offset", inputs.offset)
-                pipeline.feed_input("divisor", np.full((count, 1), inputs.divisor, np.float32))
+                pipeline.feed_input("offset", inputs.channel_mean - treated.jitter)
+                pipeline.feed_input("divisor", np.full((len(treated), 1), treated.divisor, np.float32))
             pipeline.schedule_run()
         except _DALI_ERRORS as error:
             raise _failed("run", error, plan) from error
@@ -188,6 +183,10 @@ class Graph:
         if self._fed is not None:
             with suppress(GraphFailed):
                 self.collect()
+
+    def close(self) -> None:
+        """Let go of DALI's threads and memory; outputs that somebody holds stay as they are."""
+        self._pipeline = None
 
 
 def dali_version() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -16,17 +16,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
 
 from ..shards import ShardSet, WrongCall
 from .ahead import ReadAhead
-from .augment import AUGMENTATIONS, Augmentation, Places, centre, crop_side, ten_views
+from .augment import AUGMENTATIONS, Places, centre, crop_side, ten_views
 from .batch import Batch
 from .bytes import StoredImages
-from .decode import DECODERS, find_undecodable, image_source
-from .draws import draw
+from .checks import check_call, usable_device
+from .decode import find_undecodable, image_source
 from .errors import GraphFailed, OtherState, StaleIteration
 from .graph import Graph, GraphPlan, Inputs
-from .order import ORDERS, Sharing, Span, epoch_order
+from .order import Sharing, Span, epoch_order
+from .treatment import Treated, Treatment
 
 STATE_VERSION = 1
 
@@ -37,9 +39,9 @@ class _Delivery:
 
     span: Span
     samples: NDArray[np.int64]
-    inputs: Inputs | None  # None: this rank's slice is empty
-    jitter: NDArray[np.float32]
-    output: Any  # a DALI tensor
+    treated: Treated
+    inputs: Inputs | None  # until the graph has run
+    output: Any  # afterwards: a DALI tensor; None where this rank's slice is empty
 
 
 class Loader:
@@ -51,8 +53,8 @@ class Loader:
     ...         for batch in loader:
     ...             train(batch.images, batch.labels)
 
-    `iter` runs the current epoch from its position, then the epoch is the next one. Order and draws are functions of
-    seed, epoch and position: the same on any number of ranks, and at once after `load_state_dict`.
+    `iter` runs the current epoch from its position, then the epoch is the next one. Order and draws are functions
+    of seed, epoch and position: the same on any number of ranks, and at once after `load_state_dict`.
 
     Args:
         shards: a shard set, its folder, or a folder that holds exactly one.
@@ -108,33 +110,30 @@ class Loader:
         crop: int | None = None,
         decoder: Literal["cores", "card"] | None = None,
     ) -> None:
-        self.device = _device(device)
+        self.device = usable_device(device)
         on_card = self.device.type == "cuda"
         decoder = decoder or ("card" if on_card else "cores")
         mean_crop = mean_crop or ("centre" if augment == "original" else "own")
         threads = len(os.sched_getaffinity(0)) if threads is None else threads
-        _one_of("augment", augment, (*AUGMENTATIONS, None))
-        _one_of("mean", mean, ("image", "channel"))
-        _one_of("order", order, ORDERS)
-        _one_of("output", output, ("float32", "uint8"))
-        _one_of("views", views, (1, 10))
-        _one_of("mean_crop", mean_crop, ("own", "centre"))
-        _one_of("eigen", eigen, ("set", "published"))
-        _one_of("decoder", decoder, DECODERS)
-        _at_least("batch_size", batch_size, 1)
-        _at_least("threads", threads, 1)
-        _at_least("prefetch", prefetch, 1)
-        _at_least("world_size", world_size, 1)
-        _at_least("jitter_steps", 0 if jitter_steps is None else jitter_steps, 0)
-        if not 0 <= rank < world_size:
-            raise WrongCall(f"rank {rank} is not one of a world of {world_size}: ranks are 0..{world_size - 1}")
-        if not (0 <= seed < 2**64 and 0 <= epoch < 2**32):
-            raise WrongCall(f"a seed has 64 bits and an epoch 32, got seed={seed}, epoch={epoch}")
-        if views == 10 and augment is not None:
-            raise WrongCall("ten views are for evaluation: with views=10 augment must be None")
-        if decoder == "card" and not on_card:
-            raise WrongCall(f"decoder='card' needs a CUDA device, and the batches go to {self.device}")
-
+        check_call(
+            device=self.device,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            augment=augment,
+            mean=mean,
+            order=order,
+            output=output,
+            views=views,
+            mean_crop=mean_crop,
+            jitter_steps=jitter_steps,
+            eigen=eigen,
+            threads=threads,
+            prefetch=prefetch,
+            decoder=decoder,
+        )
         self.shard_set = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
         self.split = split
         self.seed, self.epoch = seed, epoch
@@ -161,24 +160,24 @@ class Loader:
                 remedy=f"a batch of at most {self.num_samples // world_size:,} a rank, or drop_last=False",
             )
         self._order = order
-        self._augmentation: Augmentation | None = AUGMENTATIONS[augment] if augment else None
-        self._jitter_steps = jitter_steps
-        self._jitter_matrix = np.zeros((3, 3))
-        if self._augmentation is not None:
-            own = self.shard_set.manifest.statistics if eigen == "set" else None
-            self._jitter_matrix = self._augmentation.jitter_matrix(own)
+        self._treatment = Treatment(
+            augmentation=AUGMENTATIONS[augment] if augment else None,
+            slack=self._slack,
+            seed=seed,
+            statistics=self.shard_set.manifest.statistics if eigen == "set" else None,
+            jitter_steps=jitter_steps,
+        )
         self._views: Places = ten_views(self._slack) if views == 10 else ()
         self._channel_mean = np.zeros(3, np.float32)
         own_mean = central_mean = None
         if output == "float32" and mean == "channel":
             self._channel_mean = np.array(self.shard_set.manifest.statistics.channel_mean, np.float32)
+        elif output == "float32" and mean_crop == "own":
+            own_mean = self.shard_set.mean_image()
         elif output == "float32":
-            mean_image = self.shard_set.mean_image()
-            if mean_crop == "own":
-                own_mean = mean_image
-            else:
-                inside = slice(centre(self._slack), centre(self._slack) + self.side)
-                central_mean = np.ascontiguousarray(mean_image[inside, inside].transpose(2, 0, 1))
+            top, bottom = self.border, self.border + self.side
+            central = self.shard_set.mean_image()[top:bottom, top:bottom]
+            central_mean = np.ascontiguousarray(central.transpose(2, 0, 1))
         self._stored = StoredImages(self._index, image.side)
         self._source = image_source(self._stored, image.extension, decoder, threads)
         self._graph = Graph(
@@ -238,12 +237,12 @@ class Loader:
                 del delivery
                 yield batch
                 del batch
-                if self._running is not running:
-                    raise StaleIteration(
-                        "this iteration was ended by a later one, or by close or load_state_dict",
-                        why="a loader is at one position of one epoch",
-                        remedy="make a second Loader for a second iteration",
-                    )
+            if self._running is not running:
+                raise StaleIteration(
+                    "this iteration was ended by a later one, or by close or load_state_dict",
+                    why="a loader is at one position of one epoch",
+                    remedy="make a second Loader for a second iteration",
+                )
             self.epoch, self._position = self.epoch + 1, 0
         finally:
             running.close()
@@ -267,30 +266,12 @@ class Loader:
             self._graph.abandon()
 
     def _prepare(self, epoch: int, span: Span, samples: NDArray[np.int64]) -> _Delivery:
-        count = len(samples)
-        jitter = np.zeros((count, 3), np.float32)
-        if count == 0:
-            return _Delivery(span, samples, None, jitter, None)
-        y = x = np.full(count, centre(self._slack), np.int64)
-        mirror = np.zeros(count, bool)
-        divisor = 1.0
-        if self._augmentation is not None:
-            draws = draw(
-                self._augmentation,
-                seed=self.seed,
-                epoch=epoch,
-                start=span.start,
-                stop=span.stop,
-                slack=self._slack,
-            )
-            y, x, mirror = draws.y, draws.x, draws.mirror
-            step = epoch * len(self) + (span.end - 1) // self._sharing.global_batch
-            if self._jitter_steps is None or step < self._jitter_steps:
-                jitter = (draws.normals @ self._jitter_matrix).astype(np.float32)
-                divisor = self._augmentation.divisor
-        images = self._source.load(samples)
-        inputs = Inputs(images, y, x, mirror, self._channel_mean - jitter, divisor)
-        return _Delivery(span, samples, inputs, jitter, None)
+        step = epoch * len(self) + (span.end - 1) // self._sharing.global_batch
+        treated = self._treatment.of(span.start, span.stop, epoch=epoch, step=step)
+        if len(samples) == 0:
+            return _Delivery(span, samples, treated, None, None)
+        inputs = Inputs(self._source.load(samples), treated, self._channel_mean)
+        return _Delivery(span, samples, treated, inputs, None)
 
     def _collect(self, begun: _Delivery) -> _Delivery:
         if begun.inputs is None:
@@ -301,23 +282,21 @@ class Loader:
             if self._source.encoded:
                 find_undecodable(self._stored, begun.samples.tolist())
             raise
-        return _Delivery(begun.span, begun.samples, begun.inputs, begun.jitter, output)
+        return replace(begun, inputs=None, output=output)
 
     def _batch(self, delivery: _Delivery) -> Batch:
         """In the consumer's thread, since its current CUDA stream is the one that must wait for the images."""
-        samples, inputs = delivery.samples, delivery.inputs
-        views = (len(self._views),) if self._views else ()
-        if inputs is None:
-            shape = (0, *views, 3, self.side, self.side)
-            images = torch.empty(shape, dtype=torch.float32 if self._floats else torch.uint8, device=self.device)
-            y = x = np.zeros(0, np.int64)
-            mirror, divisor = np.zeros(0, bool), 1.0
+        samples, treated = delivery.samples, delivery.treated
+        if delivery.output is None:
+            views = (len(self._views),) if self._views else ()
+            dtype = torch.float32 if self._floats else torch.uint8
+            images = torch.empty((0, *views, 3, self.side, self.side), dtype=dtype, device=self.device)
         else:
-            images = torch.from_dlpack(delivery.output)
+            images = from_dlpack(delivery.output)
             if not self._floats:
                 images = images.movedim(-1, -3)
-            y, x, mirror, divisor = inputs.y, inputs.x, inputs.mirror, inputs.divisor
-        place = np.stack([y, x], axis=-1)
+        mirror = treated.mirror
+        place = np.stack([treated.y, treated.x], axis=-1)
         if self._views:
             places = np.array([(y, x) for y, x, _ in self._views])
             place = np.broadcast_to(places, (len(samples), *places.shape))
@@ -328,8 +307,8 @@ class Loader:
             keys=[self._index.keys[sample] for sample in samples],
             crop=self._to_device(place),
             mirror=self._to_device(mirror),
-            offset=self._to_device(delivery.jitter),
-            scale=1.0 / divisor,
+            offset=self._to_device(treated.jitter),
+            scale=1.0 / treated.divisor,
         )
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
@@ -338,8 +317,8 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Where this loader is: a few numbers and words, ready for JSON.
 
-        What was delivered counts, not what was read ahead. The position is in samples of the whole epoch, so another
-        number of ranks or another batch size can go on from it.
+        What was delivered counts, not what was read ahead. The position is in samples of the whole epoch, so
+        another number of ranks or another batch size can go on from it.
         """
         epoch, position = self.epoch, self._position
         if self._sharing.steps(position) == 0:
@@ -388,6 +367,7 @@ class Loader:
         self._closed = True
         self._stop()
         self._source.close()
+        self._graph.close()
         self._stored.close()
 
     def __enter__(self) -> Loader:
@@ -397,32 +377,3 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _device(wanted: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise WrongCall(f"{wanted!r} is no device; give cpu, cuda or cuda:N") from error
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise WrongCall(f"batches can be put on cpu or cuda, not on {device}")
-    if not torch.cuda.is_available():
-        raise WrongCall(
-            f"{device} was asked for, and torch sees no CUDA device", remedy="alexshard doctor; or cpu"
-        )
-    index = torch.cuda.current_device() if device.index is None else device.index
-    if index >= torch.cuda.device_count():
-        raise WrongCall(f"cuda:{index} was asked for, and there are {torch.cuda.device_count()} CUDA devices")
-    return torch.device("cuda", index)
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise WrongCall(f"{name} is one of {', '.join(map(repr, allowed))}; got {value!r}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise WrongCall(f"{name} must be at least {least}, got {value}")

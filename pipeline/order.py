@@ -33,7 +33,7 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int, order: str = "global
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One rank's part of one global batch: positions `start` to `stop`; `end` is where the next global batch starts."""
+    """One rank's part of one global batch: positions `start` to `stop`; the next global batch starts at `end`."""
 
     start: int
     stop: int
