@@ -182,7 +182,10 @@ def _check_shard(
                     yield Problem(shard.name, what, member.offset, key)
             size = file.tell()
     except BadMember as bad:
-        yield Problem(shard.name, bad.what, bad.offset)
+        # The header is unreadable, so whose it was is known from the list of samples alone.
+        place = members // len(extensions)
+        key = rows[place].key if rows is not None and place < len(rows) else None
+        yield Problem(shard.name, bad.what, bad.offset, key)
         return
     except OSError as error:
         yield Problem(shard.name, f"cannot be read: {error.strerror}")

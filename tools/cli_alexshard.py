@@ -152,11 +152,12 @@ def verify(folder: Path, deep: bool, as_json: bool) -> None:
         path = find_shard_set(folder)
         manifest = Manifest.load(path)
         total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-        with Progress("verify", total, "bytes") as progress:
+        shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
+        with Progress("verify", len(shards), "shards") as progress:
 
-            def count(name: str, size: int) -> None:
-                if name.endswith(".tar"):
-                    progress.advance(size)
+            def count(name: str, _size: int) -> None:
+                if name in shards:
+                    progress.advance(note=name)
 
             problems = verify_shard_set(path, on_file=count)
         went_deep = deep and not problems  # what is broken on the surface would only be told again
@@ -176,7 +177,7 @@ def verify(folder: Path, deep: bool, as_json: bool) -> None:
         click.echo(f"{path}: sound; {samples:,} samples, {byte_size(total)}, {how}")
     if problems:
         click.echo(
-            f"error: {len(problems)} problems in {path}\n"
+            f"error: {'1 problem' if len(problems) == 1 else f'{len(problems):,} problems'} in {path}\n"
             "  why it matters: training would read wrong pixels or labels, or stop\n"
             "  what to do: copy the named files again from where the set came from, or build the set again",
             err=True,

@@ -1,0 +1,85 @@
+"""`alexshard doctor` says what is installed, whether it serves and what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from alexshard.tools import doctor
+
+from tests.conftest import alexshard, run
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return {finding.about: finding for finding in doctor.examine()}
+
+
+def test_everything_it_stands_on_is_looked_at(findings):
+    assert set(findings) == {
+        "python", "machine", "numpy", "pillow", "simplejpeg", "scipy",
+        "webdataset", "dali", "torch", "gpu", "tensorboard", "disk",
+    }  # fmt: skip
+
+
+def test_versions_are_those_that_are_installed(findings):
+    for name in ("numpy", "simplejpeg", "webdataset"):
+        assert findings[name].found == version(name)
+    assert findings["torch"].found.startswith(version("torch"))
+    assert "libjpeg-turbo" in findings["pillow"].found
+
+
+def test_the_command_exits_0_where_nothing_is_broken_and_gives_one_object(findings):
+    told = json.loads(run(*alexshard("doctor", "--json")))
+
+    assert told["schema"] == 1
+    assert told["sound"] is True
+    assert {finding["about"] for finding in told["findings"]} == set(findings)
+
+
+def test_a_broken_library_is_a_problem_with_a_remedy_and_exit_code_1(tmp_path):
+    (tmp_path / "simplejpeg.py").write_text("raise OSError('its library is missing')")
+    done = subprocess.run(
+        alexshard("doctor"), env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert "problem  simplejpeg   broken: OSError: its library is missing" in done.stdout
+    assert "what to do: pip install --force-reinstall simplejpeg" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_dali_is_a_problem_and_both_builds_at_once_are_one(monkeypatch):
+    def only(*installed: str):
+        def lookup(name: str) -> str:
+            if name in installed:
+                return "2.4.0"
+            raise doctor.PackageNotFoundError(name)
+
+        return lookup
+
+    monkeypatch.setattr(doctor, "version", only())
+    assert doctor._dali().remedy == "pip install nvidia-dali-cuda130"
+    monkeypatch.setattr(doctor, "version", only("nvidia-dali-cuda120", "nvidia-dali-cuda130"))
+    assert doctor._dali().status == doctor.PROBLEM
+
+
+def test_the_instruction_of_avx2_resampling_is_told_from_that_of_sse4(tmp_path):
+    avx2, sse4 = b"\xc5\xf5\xf5\xc8", b"\x66\x0f\xf5\xc1"  # vpmaddwd ymm1, ymm1, ymm0 and pmaddwd xmm0, xmm1
+    (tmp_path / "avx2").write_bytes((avx2 + b"\x90" * 50) * 62)
+    (tmp_path / "sse4").write_bytes((sse4 + b"\x90" * 50) * 62)
+
+    assert doctor.has_avx2_code(tmp_path / "avx2")
+    assert not doctor.has_avx2_code(tmp_path / "sse4")
+
+
+def test_no_other_command_imports_torch(sample_set):
+    code = (
+        "import sys; from alexshard.tools.cli_alexshard import main; "
+        f"main(['info', {str(sample_set)!r}], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules or 'nvidia.dali' in sys.modules)"
+    )
+    run(sys.executable, "-c", code)
