@@ -184,8 +184,8 @@ def _check_shard(
     except BadMember as bad:
         # The header is unreadable, so whose it was is known from the list of samples alone.
         place = members // len(extensions)
-        key = rows[place].key if rows is not None and place < len(rows) else None
-        yield Problem(shard.name, bad.what, bad.offset, key)
+        whose = rows[place].key if rows is not None and place < len(rows) else None
+        yield Problem(shard.name, bad.what, bad.offset, whose)
         return
     except OSError as error:
         yield Problem(shard.name, f"cannot be read: {error.strerror}")
