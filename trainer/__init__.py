@@ -1,6 +1,42 @@
-"""batches → a trained network, its evaluation and figures."""
+"""batches → a trained network, its evaluation and figures.
 
+Recipe ─► AlexNet, on one device or as TwoTowers on two ─► train ─► a run folder ─► Checkpoint ─► evaluate
+"""
+
+from .checkpoint import BadCheckpoint, Checkpoint
+from .evaluate import Evaluation, evaluate, evaluation_loader
+from .loop import Diverged, Outcome, Reporter, train
+from .machine import Machine, versions
 from .network import AlexNet
-from .recipe import Recipe
+from .plan import Plan, validation_split
+from .recipe import LAYERS, PRESETS, Recipe, Segment, differences
+from .run_folder import Record, RunFolder
+from .step import measure_demand
+from .towers import TwoTowers, build_network
 
-__all__ = ["AlexNet", "Recipe"]
+__all__ = [
+    "LAYERS",
+    "PRESETS",
+    "AlexNet",
+    "BadCheckpoint",
+    "Checkpoint",
+    "Diverged",
+    "Evaluation",
+    "Machine",
+    "Outcome",
+    "Plan",
+    "Recipe",
+    "Record",
+    "Reporter",
+    "RunFolder",
+    "Segment",
+    "TwoTowers",
+    "build_network",
+    "differences",
+    "evaluate",
+    "evaluation_loader",
+    "measure_demand",
+    "train",
+    "validation_split",
+    "versions",
+]

@@ -1,8 +1,8 @@
 """Dropout masks as a pure function: seed, step, layer, position in the global batch and unit decide each bit.
 
-So no generator has a state to save, towers take slices of units, ranks take slices of positions, and any device draws
-the same mask (architecture.md D1). Bits come from splitmix64 (Steele, Lea, Flood 2014) of a counter, 32 at a time.
-Keep probability 1/2, kept units unscaled; the network halves its outputs at test (2012 paper, §4.2; fidelity.md §6).
+So no generator has a state to save, towers take slices of units, ranks take slices of positions, and any device
+draws the same mask (architecture.md D1). Bits come from splitmix64 (Steele, Lea, Flood 2014) of a counter, 32 at a
+time. Keep probability 1/2, kept units unscaled; outputs are halved at test (2012 paper, §4.2; fidelity.md §6).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Loss and top-1, top-5 error of a prediction, ties shared out fairly.
 
-With b classes strictly more probable than the label and e classes equal to it, the label included: top-k credit is 0 if
-s = k − b is not positive, 1 if e ≤ s, else s/e. Error = 1 − mean credit, so a constant output scores exactly 1/classes.
-Views are combined by the mean of their softmaxes, and the loss is −log of that mean.
+With b classes strictly more probable than the label and e classes equal to it, the label included: top-k credit is
+0 if s = k − b is not positive, 1 if e ≤ s, else s/e. Error = 1 − mean credit, so a constant output scores exactly
+1/classes. Views are combined by the mean of their softmaxes, and the loss is −log of that mean.
 Source: fidelity.md §4 (the released kMultiSoftmaxCost, LogregCostLayer); 2012 paper §4.1.
 """
 

@@ -4,8 +4,8 @@ in    images   float32, (N, 3, S, S), RGB, 0..255 with the mean subtracted; S = 
 out   logits   float32, (N, classes)
 
 The towers are the two halves of the maps. Layers that see their own tower only (conv2, conv4, conv5) are grouped
-convolutions; conv3 and the fc layers see both. An `AlexNet` holds both towers, or one of them (`tower=0 | 1`), with
-the same parameter names and that tower's rows of every parameter; fc8 belongs to tower 0.
+convolutions; conv3 and the fc layers see both. An `AlexNet` holds both towers, or one of them (`tower=0 | 1`),
+with the same parameter names and that tower's rows of every parameter; fc8 belongs to tower 0.
 
     S = 224, both towers:   3×224² → 96×55² → 96×27² → 256×27² → 256×13² → 384×13² → 384×13² → 256×13² → 256×6²
                             = 9216 → 4096 → 4096 → 1000, 60,965,224 parameters
@@ -20,7 +20,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from ..shards import WrongCall
 from .dropout import Masks
@@ -53,17 +52,19 @@ class AlexNet(nn.Module):
         self.held = held = 2 if tower is None else 1
         c1, c2, c3, c4, c5, hidden = (scaled_width(count, recipe.width) for count in PER_TOWER)
         self.pool5_side = pool5_side(side)
-        conv, linear = nn.Conv2d, nn.Linear
         pad1 = 2 if recipe.conv1_pad == "symmetric" else 0
-        self.conv1 = skip_init(conv, 3, held * c1, 11, stride=4, padding=pad1)
-        self.conv2 = skip_init(conv, held * c1, held * c2, 5, padding=2, groups=held)
-        self.conv3 = skip_init(conv, 2 * c2, held * c3, 3, padding=1)
-        self.conv4 = skip_init(conv, held * c3, held * c4, 3, padding=1, groups=held)
-        self.conv5 = skip_init(conv, held * c4, held * c5, 3, padding=1, groups=held)
-        self.fc6 = skip_init(linear, 2 * c5 * self.pool5_side**2, held * hidden)
-        self.fc7 = skip_init(linear, 2 * hidden, held * hidden)
-        if tower != 1:
-            self.fc8 = skip_init(linear, 2 * hidden, num_classes)
+        # On "meta" no values are drawn: torch would take them from its global generator, and they are not wanted.
+        with torch.device("meta"):
+            self.conv1 = nn.Conv2d(3, held * c1, 11, stride=4, padding=pad1)
+            self.conv2 = nn.Conv2d(held * c1, held * c2, 5, padding=2, groups=held)
+            self.conv3 = nn.Conv2d(2 * c2, held * c3, 3, padding=1)
+            self.conv4 = nn.Conv2d(held * c3, held * c4, 3, padding=1, groups=held)
+            self.conv5 = nn.Conv2d(held * c4, held * c5, 3, padding=1, groups=held)
+            self.fc6 = nn.Linear(2 * c5 * self.pool5_side**2, held * hidden)
+            self.fc7 = nn.Linear(2 * hidden, held * hidden)
+            if tower != 1:
+                self.fc8 = nn.Linear(2 * hidden, num_classes)
+        self.to_empty(device="cpu")
         self._initialise()
 
     def forward(self, images: Tensor, masks: Masks | None = None) -> Tensor:
@@ -144,7 +145,9 @@ class AlexNet(nn.Module):
                 std *= math.sqrt(_full_fan_in(number) / layer.weight[0].numel())
             parts = 1 if self.tower is None or name == "fc8" else 2
             weight = torch.empty(parts * layer.weight.shape[0], *layer.weight.shape[1:])
-            weight.normal_(0, std, generator=torch.Generator().manual_seed(self.recipe.seed * len(LAYERS) + number))
+            weight.normal_(
+                0, std, generator=torch.Generator().manual_seed(self.recipe.seed * len(LAYERS) + number)
+            )
             layer.weight.copy_(weight.chunk(parts)[(self.tower or 0) if parts == 2 else 0])
             layer.bias.fill_(self.recipe.init_bias[number])
 

@@ -1,21 +1,22 @@
 """Everything that decides a run's result, as one frozen value; the two presets, to the last constant.
 
-`original` is what produced the paper's numbers (the released configuration 145-2010), `paper` is what the text says.
-Every constant stands in fidelity.md: §0 (presets side by side, schedule), §2.1 (normalisers), §3.5 (jitter), §6
-(optimiser). Rates are per step on the mean gradient of a batch; pixels are 0..255 with the mean subtracted.
+`original` is what produced the paper's numbers (the released configuration 145-2010), `paper` is what the text
+says. Every constant stands in fidelity.md: §0 (presets side by side, schedule), §2.1 (normalisers), §3.5 (jitter),
+§6 (optimiser). Rates are per step on the mean gradient of a batch; pixels are 0..255 with the mean subtracted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..shards import WrongCall
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+INIT_BIAS = (0, 1, 0, 1, 1, 1, 1, 0)  # by layer, in both presets
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,17 @@ class Segment:
 
     def scaled(self, factor: float) -> Segment:
         """The same moment with every rate multiplied by `factor`."""
-        rates = {group: getattr(self, group) for group in RATE_GROUPS}
-        scaled = {group: None if rate is None else rate * factor for group, rate in rates.items()}
-        return dataclasses.replace(self, **scaled)
+
+        def times(rate: float | None) -> float | None:
+            return None if rate is None else rate * factor
+
+        return dataclasses.replace(
+            self,
+            conv1_weights=times(self.conv1_weights),
+            weights=times(self.weights),
+            biases=times(self.biases),
+            conv1_biases=times(self.conv1_biases),
+        )
 
 
 RATE_GROUPS = ("conv1_weights", "weights", "biases", "conv1_biases")
@@ -60,7 +69,7 @@ class Recipe:
     same_map_k: float = 1.0
     same_map_a: float | None  # None: no same-map normaliser after LRN 2
     init_std: tuple[float, ...]  # of the weights, by layer: conv1..conv5, fc6..fc8
-    init_bias: tuple[float, ...] = (0, 1, 0, 1, 1, 1, 1, 0)
+    init_bias: tuple[float, ...] = INIT_BIAS
     init_fan_in: bool = False  # §1.3: std times sqrt(fan-in at width 1 / fan-in), for tiny test networks
     dropout: bool = True  # fc6 and fc7, mask 0/1 in training and ×0.5 at test, §6
 
@@ -146,7 +155,9 @@ class Recipe:
     @property
     def learning_rate(self) -> float:
         """The rate of the weights at the first step."""
-        return next(rate for rate in (self.schedule[0].weights, self.schedule[0].conv1_weights, 0.0) if rate is not None)
+        return next(
+            rate for rate in (self.schedule[0].weights, self.schedule[0].conv1_weights, 0.0) if rate is not None
+        )
 
     def with_learning_rate(self, rate: float) -> Recipe:
         """The schedule with every rate scaled so that the weights begin at `rate`."""
@@ -154,6 +165,10 @@ class Recipe:
             raise BadRecipe("lr", rate, "more than 0")
         factor = rate / self.learning_rate
         return dataclasses.replace(self, schedule=tuple(segment.scaled(factor) for segment in self.schedule))
+
+    def with_initial_bias(self, bias: float) -> Recipe:
+        """The biases that begin at 1 begin at `bias`: 0.1 is what others took to leave the plateau (§8)."""
+        return dataclasses.replace(self, init_bias=tuple(bias if one == 1 else one for one in INIT_BIAS))
 
     def with_constant_rate(self) -> Recipe:
         """The first segment of the schedule for the whole run: no drop, no freeze, jitter to the end."""
@@ -183,6 +198,9 @@ class Recipe:
             ) from None
 
 
+PRESETS: Mapping[str, Callable[[], Recipe]] = {"original": Recipe.original, "paper": Recipe.paper}
+
+
 class BadRecipe(WrongCall):
     """A field of a recipe is out of its range."""
 
@@ -192,7 +210,9 @@ class BadRecipe(WrongCall):
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """The fields in which two recipes differ, as `field: value → value`."""
-    pairs = [(field.name, getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(Recipe)]
+    pairs = [
+        (field.name, getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(Recipe)
+    ]
     return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
 

@@ -1,8 +1,8 @@
 """Which segment of the recipe's schedule a step belongs to.
 
-Boundaries are steps: round(fraction × total steps), fractions by `Recipe.schedule_epochs` (93 for `original`, 90 for
-`paper`), total steps those of all epochs. A run ended early by `max_steps` walks the beginning of the same schedule.
-Source: fidelity.md §0; architecture.md D9.
+Boundaries are steps: round(fraction × total steps), fractions by `Recipe.schedule_epochs` (93 for `original`, 90
+for `paper`), total steps those of all epochs. A run ended early by `max_steps` walks the beginning of this
+schedule. Source: fidelity.md §0; architecture.md D9.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The paper's momentum rule, v ← 0.9·v − 0.0005·ε·w − ε·g and w ← w + v, on torch's fused SGD.
 
-torch keeps b = −v/ε instead of v, so the two agree while ε is constant. When ε changes, v must stay: every buffer is
-multiplied by ε_old/ε_new. A frozen tensor (rate None) is skipped altogether: no step, no decay, velocity kept.
+torch keeps b = −v/ε instead of v, so the two agree while ε is constant. When ε changes, v must stay: every buffer
+is multiplied by ε_old/ε_new. A frozen tensor (rate None) is skipped altogether: no step, no decay, velocity kept.
 Source: Krizhevsky et al. 2012 §5; fidelity.md §6; architecture.md D9.
 """
 
@@ -20,7 +20,7 @@ from .recipe import RATE_GROUPS, Recipe, Segment
 class PaperSGD:
     """The optimiser of one network, in the four groups of fidelity.md §6; biases have no weight decay.
 
-    `pieces` are the network's parameters by name, each in one or more pieces to be joined along the first dimension.
+    `pieces` are the network's parameters by name, each in pieces to be joined along the first dimension.
     """
 
     def __init__(self, pieces: Pieces, recipe: Recipe) -> None:

@@ -1,8 +1,9 @@
 """The same network run as two towers on two devices, as in 2012.
 
-Device A holds the first half of every layer's maps or units and all of fc8, device B the second half. Images go to both
-devices; activations cross into conv3, fc6, fc7 (both ways) and fc8 (B to A), gradients come back the same way, and
-nothing else ever crosses (fidelity.md §5). The state dict is that of `AlexNet`: parameters are kept by rows and joined.
+Device A holds the first half of every layer's maps or units and all of fc8, device B the second half. Images go
+to both devices; activations cross into conv3, fc6, fc7 (both ways) and fc8 (B to A), gradients come back the
+same way, and nothing else ever crosses (fidelity.md §5). The state dict is that of `AlexNet`: rows are joined
+and split.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class TwoTowers(nn.Module):
         self.towers = nn.ModuleList(
             AlexNet(recipe, num_classes, side, tower=tower).to(device) for tower, device in enumerate(self.devices)
         )
-        self.register_state_dict_post_hook(_join_towers)
-        self.register_load_state_dict_pre_hook(_split_towers)
+        self.register_state_dict_post_hook(_join_towers)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_split_towers)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor, masks: Masks | None = None) -> Tensor:
         """Logits, (N, classes), on the first device; dropout as in `AlexNet.forward`."""

@@ -1,0 +1,253 @@
+"""The command `alextrain`: shard sets to a trained AlexNet, and what it is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from .. import __version__
+from ..shards import ShardSet, WrongCall
+from .report import json_on_failure, print_json
+from .terminal import PLAIN_LINE_EVERY_S, Cli, Progress, duration, facts, signals_raise
+
+FOLDER = click.Path(path_type=Path)
+SHARDS = click.option(
+    "--shards", type=FOLDER, help="Shard set, or a folder with exactly one.  [default: shards/, or the run's own]"
+)
+THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Of the CPU.  [default: one a core]")
+
+
+@click.group(cls=Cli)
+@click.version_option(__version__, prog_name="alextrain")
+def main() -> None:
+    """Train AlexNet on a shard set as in 2012, and evaluate it."""
+
+
+@main.command()
+@SHARDS
+@click.option("--out", type=FOLDER, help="New folder for the run.  [default: runs/SET-PRESET-sSEED]")
+@click.option("--resume", type=FOLDER, metavar="RUN", help="Go on with a run that was stopped.")
+@click.option(
+    "--preset",
+    type=click.Choice(["original", "paper"]),
+    help="What produced the paper's numbers, or what its text says.  [default: original]",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="The schedule scales to it.  [default: 93, paper 90]")
+@click.option("--max-steps", type=click.IntRange(min=1), help="End early; the schedule stays that of all epochs.")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), help="Of all devices together.  [default: 128]")
+@click.option(
+    "--width", type=float, help="Factor on every layer's width; 0.25 suits small machines.  [default: 1]"
+)
+@click.option("--lr", type=float, help="First rate of the weights; all rates scale with it.  [default: 0.01]")
+@click.option(
+    "--constant-rate", is_flag=True, default=None, help="No drop and no freeze: the first rates throughout."
+)
+@click.option("--augment", type=click.Choice(["original", "paper", "none"]), help="[default: as the preset]")
+@click.option("--dropout/--no-dropout", default=None, help="[default: with]")
+@click.option("--init", type=click.Choice(["original", "paper"]), help="Weights as this preset begins.")
+@click.option("--bias", type=float, help="Where biases of 1 begin instead; 0.1 leaves plateaus sooner.")
+@click.option("--init-fan-in", is_flag=True, default=None, help="Larger first weights in narrow layers.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, order, draws and dropout.  [default: 0]"
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--devices", metavar="A,B", help="Two devices, one tower on each, as cuda:0,cuda:1 or cpu,cpu.")
+@THREADS
+@click.option(
+    "--eval-every", type=click.IntRange(min=0), default=1, show_default=True, help="Epochs; 0: at the end."
+)
+@click.option(
+    "--log-every", type=click.IntRange(min=1), help="Steps a line.  [default: a twentieth epoch, 1 to 100]"
+)
+def run(
+    shards: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    device: str,
+    devices: str | None,
+    threads: int | None,
+    eval_every: int,
+    log_every: int | None,
+    **wishes: Any,
+) -> None:
+    """Train AlexNet, into a folder with its configuration, figures and checkpoint.
+
+    Ctrl-C and SIGTERM finish the step and write a checkpoint; --resume goes on from it.
+    """
+    from ..trainer import Checkpoint, Machine, RunFolder, train
+
+    if resume is not None and out is not None:
+        raise WrongCall(
+            "--resume goes on in the run's own folder, so --out has no meaning", remedy="leave one out"
+        )
+    machine = Machine.choose(device, devices=devices.split(",") if devices else None, threads=threads)
+    checkpoint = Checkpoint.load(RunFolder(resume).checkpoint) if resume is not None else None
+    recipe = _recipe(checkpoint.recipe if checkpoint else None, **wishes)
+    shard_set = _shard_set(shards, resume)
+    folder = resume or out or Path("runs") / f"{shard_set.name}-{recipe.preset}-s{recipe.seed}"
+    outcome = train(
+        recipe,
+        shard_set,
+        folder,
+        machine,
+        resume=checkpoint,
+        eval_every=eval_every,
+        log_every=log_every,
+        reporter=_lines(),
+    )
+    shown = click.format_filename(folder)
+    if outcome.stopped_by is not None:
+        click.echo(
+            f"stopped by {outcome.stopped_by.name} after step {outcome.step:,} of {outcome.total_steps:,}; "
+            f"everything is in {shown}. To go on:\n  alextrain run --resume {shown} --shards {shard_set.path}",
+            err=True,
+        )
+        sys.exit(128 + outcome.stopped_by)
+    click.echo(f"{outcome.step:,} steps done; network, figures and configuration are in {shown}. Next:")
+    click.echo(f"  alextrain eval {shown} --shards {shard_set.path}")
+
+
+@main.command("eval")
+@click.argument("run", type=FOLDER)
+@SHARDS
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: val, else test]")
+@click.option("--views", type=click.Choice(["1", "10"]), default="1", show_default=True, help="10: mean softmax.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def eval_command(
+    run: Path, shards: Path | None, split: str | None, views: str, device: str, threads: int | None, as_json: bool
+) -> None:
+    """Loss, top-1 and top-5 error of a RUN's newest network."""
+    from ..trainer import (
+        Checkpoint,
+        Machine,
+        RunFolder,
+        build_network,
+        evaluate,
+        evaluation_loader,
+        validation_split,
+    )
+
+    with json_on_failure(as_json), signals_raise(signal.SIGTERM):
+        machine = Machine.choose(device, threads=threads)
+        checkpoint = Checkpoint.load(RunFolder(run).checkpoint)
+        shard_set = _shard_set(shards, run)
+        checkpoint.check_fits(shard_set)
+        machine.prepare()
+        split = split or validation_split(shard_set)
+        if split is None:
+            raise WrongCall(f"{shard_set.path} has no labelled val or test split", remedy="--split train")
+        how_many: Literal[1, 10] = 10 if views == "10" else 1
+        network = build_network(checkpoint.recipe, checkpoint.num_classes, checkpoint.side, machine.devices)
+        checkpoint.put_into(network)
+        with (
+            evaluation_loader(checkpoint.recipe, shard_set, split, machine, views=how_many) as loader,
+            Progress(f"eval {split}", loader.num_samples, "images") as progress,
+        ):
+            found = evaluate(network, loader, on_images=progress.advance)
+        assert found is not None  # nothing asked it to stop
+        about = {
+            "run": str(run),
+            "step": checkpoint.step,
+            "shard_set": str(shard_set.path),
+            "trained_on_this_set": shard_set.digest == checkpoint.shard_set,
+            **dataclasses.asdict(found),
+            "classes": checkpoint.num_classes,
+            "chance_loss": math.log(checkpoint.num_classes),
+        }
+        print_json(about) if as_json else click.echo(facts(_readable(about)))
+
+
+def _readable(about: dict[str, Any]) -> dict[str, object]:
+    """The same for people: errors in percent, the loss beside that of a constant answer."""
+    other = "" if about["trained_on_this_set"] else " (not the set it was trained on: its own mean is subtracted)"
+    return {
+        "run": f"{about['run']}, step {about['step']:,}",
+        "shard set": f"{about['shard_set']}{other}",
+        "split": f"{about['split']}, {about['samples']:,} images",
+        "views": about["views"],
+        "loss": f"{about['loss']:.4f}  (ln({about['classes']:,}) = {about['chance_loss']:.4f} is chance)",
+        "top-1 error": f"{100 * about['top1_error']:.2f} %",
+        "top-5 error": f"{100 * about['top5_error']:.2f} %",
+        "speed": f"{about['images_per_s']:,.0f} images/s, {about['wait_s']:.1f} s of waiting for batches",
+    }
+
+
+def _recipe(
+    begun: Any,
+    *,
+    preset: str | None,
+    lr: float | None,
+    constant_rate: bool | None,
+    augment: str | None,
+    init: str | None,
+    bias: float | None,
+    **fields: Any,
+) -> Any:
+    """A preset with what was asked for, or that of a run already begun, which `train` then lets change nothing."""
+    from ..trainer import PRESETS
+
+    recipe = begun or PRESETS[preset or "original"]()
+    if preset is not None and preset != recipe.preset:
+        recipe = PRESETS[preset]()
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in fields.items() if value is not None})
+    if constant_rate:
+        recipe = recipe.with_constant_rate()
+    if lr is not None:
+        recipe = recipe.with_learning_rate(lr)
+    if augment is not None:
+        recipe = dataclasses.replace(recipe, augment=None if augment == "none" else augment)
+    if init is not None:
+        recipe = dataclasses.replace(recipe, init_std=PRESETS[init]().init_std)
+    return recipe if bias is None else recipe.with_initial_bias(bias)
+
+
+def _shard_set(shards: Path | None, run: Path | None) -> ShardSet:
+    """The set named; else the one that the run's configuration names; else the only one in shards/."""
+    if shards is None and run is not None and (run / "config.json").is_file():
+        shards = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["shard_set"]["path"])
+    return ShardSet.open(shards or Path("shards"))
+
+
+def _lines() -> Any:
+    """A reporter in plain lines on stderr: figures of training every few seconds, of evaluation always."""
+    from ..trainer import Evaluation, Record, Reporter
+
+    class Lines(Reporter):
+        printed = -math.inf
+
+        def say(self, line: str) -> None:
+            click.echo(line, err=True)
+
+        def rate(self, images_per_s: float, waiting: float, images_left: int) -> None:
+            self.say(
+                f"measured: {images_per_s:,.1f} images/s, {100 * waiting:.0f} % of the time waiting for batches "
+                f"(the {'loader' if waiting > 0.5 else 'network'} is the slower one); "
+                f"{duration(images_left / images_per_s)} of training left"
+            )
+
+        def record(self, record: Record, evaluation: Evaluation | None = None) -> None:
+            if evaluation is None and time.monotonic() - self.printed < PLAIN_LINE_EVERY_S:
+                return
+            if evaluation is None:
+                self.printed = time.monotonic()
+            self.say(
+                f"{record.kind:5}  epoch {record.epoch:.2f}  step {record.step:,}  loss {record.loss:.4f}  "
+                f"top-1 {100 * record.top1_error:.1f} %  top-5 {100 * record.top5_error:.1f} %  "
+                f"rate {record.lr:g}  {record.images_per_s:,.1f} images/s"
+            )
+
+    return Lines()
+
+
+if __name__ == "__main__":
+    main()

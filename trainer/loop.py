@@ -1,0 +1,291 @@
+"""A run from its first step to its last, through stops and resumptions.
+
+    shard set ─► Loader ─► Stepper (network, masks, momentum) ─► figures, every few steps ─► metrics.jsonl
+                              └─► checkpoint.pt, every few minutes and at the end; evaluation after every epoch
+
+What a step needs is a function of its number (schedule, masks, order, augmentation), so a checkpoint is the
+network, its momentum, the number, and the loader's position. The device is read when figures are written, not at
+every step.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..pipeline import Batch, Loader
+from ..shards import AlexshardError, ShardSet
+from .checkpoint import Checkpoint
+from .evaluate import Evaluation, evaluate, evaluation_loader
+from .interrupt import Interrupt, stopping_in_order
+from .machine import Machine
+from .plan import Plan
+from .plateau import plateau_message
+from .recipe import PRESETS, Recipe
+from .run_folder import Record, RunFolder, TensorBoard
+from .step import Stepper
+from .towers import build_network
+from .window import Window
+
+CHECKPOINT_EVERY_S = (
+    300.0  # of a run that is not stopped; epochs that end sooner after the last one are not worth one
+)
+CHECKPOINT_EPOCH_AFTER_S = 60.0
+
+
+class Reporter:
+    """Where a run tells how it goes; this one says its lines on stdout. Override what is of interest."""
+
+    def say(self, line: str) -> None:
+        """A line for a person."""
+        print(line, flush=True)
+
+    def record(self, record: Record, evaluation: Evaluation | None = None) -> None:
+        """Figures as written to metrics.jsonl; with the evaluation they come from, where kind is val."""
+
+    def rate(self, images_per_s: float, waiting: float, images_left: int) -> None:
+        """Measured over the first steps: speed, share of the time spent waiting for batches, what is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run, or this part of it, ended."""
+
+    folder: Path
+    step: int
+    total_steps: int
+    stopped_by: signal.Signals | None
+    evaluation: Evaluation | None  # the last of this part
+
+
+class Diverged(AlexshardError):
+    """The loss is no longer a finite number."""
+
+    def __init__(self, step: int, recipe: Recipe, checkpoint: Path) -> None:
+        preset_rate = PRESETS[recipe.preset]().learning_rate
+        rate = recipe.learning_rate
+        if rate > preset_rate:
+            cause, remedy = f"a rate of {rate:g}, where the preset has {preset_rate:g}", f"--lr {preset_rate:g}"
+        else:
+            cause = f"a rate of {rate:g} is too high for this network and data, or images have wild values"
+            remedy = f"--lr {rate / 2:g}, and alexshard verify --deep on the shard set"
+        kept = (
+            f"{checkpoint} holds the last state written before" if checkpoint.is_file() else "none was written yet"
+        )
+        super().__init__(
+            f"the loss of step {step:,} is not finite",
+            where=f"checkpoint: {kept}",
+            why=f"the weights are lost from here on; likely cause: {cause}",
+            remedy=remedy,
+        )
+
+
+def train(
+    recipe: Recipe,
+    shard_set: ShardSet,
+    folder: Path,
+    machine: Machine,
+    *,
+    resume: Checkpoint | None = None,
+    eval_every: int = 1,
+    log_every: int | None = None,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Train by `recipe` into `folder`, or go on there from `resume`, until done or until SIGINT or SIGTERM.
+
+    `eval_every` counts epochs, 0 evaluates at the end alone; `log_every` counts steps, None gives at least twenty
+    lines an epoch where it has so many steps. On a signal the step is finished and a checkpoint written;
+    `Outcome.stopped_by` says so.
+
+    Raises:
+        WrongCall: recipe, shard set, machine and folder do not go together; nothing has been written then.
+        BadCheckpoint: the checkpoint to resume from is damaged or of another shard set.
+        Diverged: the loss is not finite.
+    """
+    reporter = reporter or Reporter()
+    plan = Plan.of(recipe, shard_set, machine)
+    if resume is not None:
+        plan.check_continues(resume)
+    run_folder = RunFolder(folder)
+    run_folder.check(resumed=resume is not None)
+    machine.prepare()
+    with stopping_in_order() as interrupt:
+        run = _Run(plan, interrupt, reporter, eval_every, log_every)
+        with run.loader:
+            run.open(run_folder, resume)
+            return run.go()
+
+
+class _Run:
+    def __init__(
+        self, plan: Plan, interrupt: Interrupt, reporter: Reporter, eval_every: int, log_every: int | None
+    ) -> None:
+        self.interrupt, self.reporter, self.eval_every = interrupt, reporter, eval_every
+        self.recipe, self.plan, self.machine = plan.recipe, plan, plan.machine
+        self.log_every = log_every or max(1, min(100, plan.steps_per_epoch // 20))
+        self.loader = Loader(
+            plan.shard_set,
+            split="train",
+            batch_size=self.recipe.batch_size,
+            device=self.machine.device,
+            seed=self.recipe.seed,
+            augment=self.recipe.augment,
+            mean=self.recipe.mean,
+            mean_crop=self.recipe.mean_crop,
+            order=self.recipe.order,
+            eigen=self.recipe.eigen,
+            jitter_steps=plan.schedule.jitter_steps,
+            threads=self.machine.threads,
+        )
+        network = build_network(self.recipe, plan.num_classes, plan.side, self.machine.devices)
+        self.stepper = Stepper(network, self.recipe, plan.schedule)
+        self.step, self.evaluated_step = 0, -1
+        self.evaluation: Evaluation | None = None
+        self.window = Window()
+        self.saved_at = time.perf_counter()
+        self.next_plateau = 0
+
+    def open(self, folder: RunFolder, resume: Checkpoint | None) -> None:
+        """Begin in a new folder, or take up the state of an old one."""
+        self.folder = folder
+        if resume is not None:
+            resume.put_into(self.stepper.network)
+            self.stepper.sgd.load_state_dict(resume.optimiser)
+            self.loader.load_state_dict(resume.loader)
+            self.step, self.evaluated_step = resume.step, resume.evaluated_step
+        self.saved_step = self.step
+        folder.open(after_step=self.step)
+        folder.write_config(self.plan.config())
+        self.board = TensorBoard(folder.path, from_step=self.step + 1)
+        self.reporter.say(
+            f"run {folder.path}" if resume is None else f"{folder.path} goes on after step {self.step:,}"
+        )
+        for line in self.plan.lines(eval_every=self.eval_every):
+            self.reporter.say(line)
+        if self.step >= self.plan.last_step:
+            self.reporter.say("all its steps are done; a larger --max-steps may go further, up to all epochs")
+        if not self.board.installed:
+            self.reporter.say("TensorBoard is not installed (extra: tensorboard): figures in metrics.jsonl alone")
+
+    def go(self) -> Outcome:
+        """Train to the end, or to a signal."""
+        try:
+            self._evaluate_if_due()
+            while self.step < self.plan.last_step and not self.interrupt():
+                self._epoch()
+                self._evaluate_if_due()
+            self._save_if(self.step > self.saved_step or self.evaluated_step == self.step)
+        finally:
+            self.board.close()
+        return Outcome(self.folder.path, self.step, self.plan.last_step, self.interrupt.signal, self.evaluation)
+
+    def _epoch(self) -> None:
+        """The rest of the loader's epoch, or less where the run ends or is stopped in it."""
+        self.window.restart()
+        batches = iter(self.loader)
+        while self.step < self.plan.last_step and not self.interrupt():
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            self.window.waited(time.perf_counter() - asked)
+            self._one(batch)
+            del batch  # else its memory is held while the next one is waited for
+        self._log_if(True)
+        now = time.perf_counter()
+        self._save_if(
+            self.step % self.plan.steps_per_epoch == 0 and now - self.saved_at > CHECKPOINT_EPOCH_AFTER_S
+        )
+
+    def _one(self, batch: Batch) -> None:
+        self.window.add(self.stepper.step(self.step, batch.images, batch.labels), len(batch.keys))
+        self.step += 1
+        self._log_if(self.step == 1 or self.step % self.log_every == 0)
+        self._save_if(time.perf_counter() - self.saved_at > CHECKPOINT_EVERY_S)
+
+    def _log_if(self, due: bool) -> None:
+        """Read the figures of the steps since the last line and write them."""
+        if not due or not self.window.steps:
+            return
+        figures = self.window.read()
+        if (bad := figures.first_bad) is not None:
+            raise Diverged(self.step - self.window.steps + bad, self.recipe, self.folder.checkpoint)
+        self._write(
+            Record(
+                kind="train",
+                epoch=self.step / self.plan.steps_per_epoch,
+                step=self.step,
+                loss=figures.loss,
+                top1_error=figures.top1_error,
+                top5_error=figures.top5_error,
+                lr=self.stepper.sgd.rates["weights"],
+                images_per_s=figures.images / figures.seconds,
+                wait_s=figures.wait_s,
+            )
+        )
+        if rate := self.window.rate_now():
+            images_left = (self.plan.last_step - self.step) * self.recipe.batch_size
+            self.reporter.rate(*rate, images_left)
+        self._watch_plateau(figures.loss)
+        self.window.restart()
+
+    def _watch_plateau(self, loss: float) -> None:
+        if self.step < self.next_plateau:
+            return
+        message = plateau_message(
+            self.recipe,
+            num_classes=self.plan.num_classes,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            step=self.step,
+            loss=loss,
+        )
+        if message is not None:
+            self.reporter.say(message)
+            self.next_plateau = 2 * self.step
+
+    def _evaluate_if_due(self) -> None:
+        """After an epoch and at the end; also first thing, where a run was stopped before it could."""
+        split, done = self.plan.val_split, self.evaluated_step == self.step
+        if split is None or done or self.interrupt() or not self.plan.evaluates_at(self.step, self.eval_every):
+            return
+        with evaluation_loader(self.recipe, self.plan.shard_set, split, self.machine) as loader:
+            evaluation = evaluate(self.stepper.network, loader, stop=self.interrupt)
+        if evaluation is None:
+            return
+        self.evaluation, self.evaluated_step = evaluation, self.step
+        record = Record(
+            kind="val",
+            epoch=self.step / self.plan.steps_per_epoch,
+            step=self.step,
+            loss=evaluation.loss,
+            top1_error=evaluation.top1_error,
+            top5_error=evaluation.top5_error,
+            lr=self.stepper.sgd.rates["weights"],
+            images_per_s=evaluation.images_per_s,
+            wait_s=evaluation.wait_s,
+        )
+        self._write(record, evaluation)
+
+    def _write(self, record: Record, evaluation: Evaluation | None = None) -> None:
+        self.folder.append(record)
+        self.board.add(record)
+        self.reporter.record(record, evaluation)
+
+    def _save_if(self, due: bool) -> None:
+        if not due:
+            return
+        self._log_if(True)  # looks for losses that are not finite: a checkpoint is always of a sound network
+        Checkpoint(
+            recipe=self.recipe,
+            num_classes=self.plan.num_classes,
+            side=self.plan.side,
+            shard_set=self.plan.shard_set.digest,
+            step=self.step,
+            evaluated_step=self.evaluated_step,
+            loader=self.loader.state_dict(),
+            network=self.stepper.network.state_dict(),
+            optimiser=self.stepper.sgd.state_dict(),
+        ).save(self.folder.checkpoint)
+        self.saved_step, self.saved_at = self.step, time.perf_counter()

@@ -1,0 +1,147 @@
+"""What a run is going to do, known before it does anything: its length, its checks, its words."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..pipeline import crop_side
+from ..shards import ShardSet, Split, WrongCall
+from .checkpoint import BadCheckpoint, Checkpoint
+from .machine import Machine, versions
+from .network import pool5_side
+from .recipe import Recipe, differences
+from .schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe on a shard set on a machine."""
+
+    recipe: Recipe
+    shard_set: ShardSet
+    machine: Machine
+    steps_per_epoch: int
+    schedule: Schedule
+    last_step: int  # the run is over after so many steps
+    side: int  # of the crops
+    val_split: str | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, shard_set: ShardSet, machine: Machine) -> Plan:
+        """Check that the three go together.
+
+        Raises:
+            WrongCall: no labelled training split, or one smaller than a batch, or of images that are too small.
+        """
+        epoch = steps_per_epoch(recipe, shard_set)
+        schedule = Schedule.of(recipe, epoch)
+        side = crop_side(shard_set.manifest.image.side)
+        pool5_side(side)
+        last = min(schedule.total_steps, recipe.max_steps or schedule.total_steps)
+        return cls(recipe, shard_set, machine, epoch, schedule, last, side, validation_split(shard_set))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the shard set, and outputs of the network."""
+        return self.shard_set.manifest.num_classes
+
+    def check_continues(self, checkpoint: Checkpoint) -> None:
+        """Refuse to go on from the checkpoint of another run.
+
+        Raises:
+            BadCheckpoint: it was trained on another shard set.
+            WrongCall: it was trained by another recipe.
+        """
+        if checkpoint.shard_set != self.shard_set.digest:
+            raise BadCheckpoint(
+                f"the run was trained on another shard set than {self.shard_set.path}",
+                where=f"digest {self.shard_set.digest[:12]}…, the checkpoint's {checkpoint.shard_set[:12]}…",
+                why="order, labels and mean would change in the middle of a run",
+                remedy="give the set it began with by --shards, or start a new run with --out",
+            )
+        # Only where the run ends may change; everything else would make it another run.
+        same_end = dataclasses.replace(checkpoint.recipe, max_steps=self.recipe.max_steps)
+        if changed := differences(same_end, self.recipe):
+            raise WrongCall(
+                "the run to resume has another recipe",
+                where="; ".join(changed),
+                why="a run is continued by the rules it began with",
+                remedy="leave these options out, or start a new run with --out",
+            )
+
+    def evaluates_at(self, step: int, every: int) -> bool:
+        """Whether the network is evaluated after `step` steps: every so many epochs (0: never), and at the end."""
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        after_epoch = every > 0 and rest == 0 and epoch > 0 and epoch % every == 0
+        return self.val_split is not None and (after_epoch or step == self.last_step)
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds: recipe resolved, shard set, classes, machine, versions."""
+        return {
+            "recipe": self.recipe.to_json(),
+            "steps_per_epoch": self.steps_per_epoch,
+            "total_steps": self.schedule.total_steps,
+            "schedule_steps": list(self.schedule.starts),
+            "side": self.side,
+            "shard_set": {"path": str(self.shard_set.path.resolve()), "digest": self.shard_set.digest},
+            "classes": [{"synset": e.synset, "words": e.words} for e in self.shard_set.manifest.classes],
+            "machine": self.machine.describe(),
+            "versions": versions(),
+        }
+
+    def lines(self, *, eval_every: int) -> list[str]:
+        """The plan in words."""
+        recipe, total, batch = self.recipe, self.schedule.total_steps, self.recipe.batch_size
+        splits = self.shard_set.manifest.splits
+        changes = ", ".join(f"{start:,}" for start in self.schedule.starts[1:])
+        lines = [
+            f"preset {recipe.preset}, width {recipe.width:g}, seed {recipe.seed}, "
+            f"on {' and '.join(map(str, self.machine.devices))}",
+            f"{self.shard_set.path}: {splits[Split.TRAIN].samples:,} training images of {self.num_classes:,} "
+            f"classes, crops of {self.side}×{self.side}",
+            f"{recipe.epochs:,} epochs of {self.steps_per_epoch:,} steps of {batch:,}: {total:,} steps, "
+            f"{total * batch:,} images; "
+            + (f"rates change at steps {changes}" if changes else "one rate throughout"),
+        ]
+        if self.last_step < total:
+            lines.append(f"ends after step {self.last_step:,}, as asked; the schedule stays that of all epochs")
+        if self.val_split is None:
+            lines.append("no labelled val or test split: trained without evaluation")
+        else:
+            every = {0: "at the end", 1: "after every epoch"}.get(eval_every, f"after every {eval_every} epochs")
+            lines.append(
+                f"evaluated on {self.val_split}, {splits[Split(self.val_split)].samples:,} images, {every}"
+            )
+        return lines
+
+
+def steps_per_epoch(recipe: Recipe, shard_set: ShardSet) -> int:
+    """Whole global batches in the training split.
+
+    Raises:
+        WrongCall: there is no labelled training split, or it is smaller than a batch.
+    """
+    entry = shard_set.manifest.splits.get(Split.TRAIN)
+    if entry is None or not entry.labelled or not shard_set.manifest.num_classes:
+        raise WrongCall(
+            f"{shard_set.path} has no labelled train split",
+            why="there is nothing to learn from",
+            remedy="build the set with its train split: alexshard build SOURCE --splits train,val",
+        )
+    if entry.samples < recipe.batch_size:
+        raise WrongCall(
+            f"a batch of {recipe.batch_size:,} is larger than the {entry.samples:,} training images",
+            where=str(shard_set.path),
+            why="the last partial batch of an epoch is dropped, so no step would be taken",
+            remedy=f"-b {max(1, entry.samples // 4)}",
+        )
+    return entry.samples // recipe.batch_size
+
+
+def validation_split(shard_set: ShardSet) -> str | None:
+    """The split to evaluate on: val, else test, else none; it must have labels."""
+    splits = shard_set.manifest.splits
+    held = {str(name): entry for name, entry in splits.items() if entry.labelled and entry.samples}
+    return next((name for name in ("val", "test") if name in held), None)
