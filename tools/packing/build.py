@@ -28,7 +28,7 @@ from ...shards import (
     sync_folder,
 )
 from .decode import decoder_versions
-from .output import OutputFolder, check_output, check_space
+from .output import Output, check_output, check_space, locked_output
 from .plan import SplitPlan, plan_splits, sample_bytes
 from .quarantine import MaxBad
 from .shard import ShardRecord, sums_path
@@ -159,80 +159,83 @@ def build(plan: BuildPlan, *, workers: int, on_progress: Callable[[int, int], ob
         AlexshardError: the output cannot be taken, the disk is too small, the source fails, a worker dies.
         Whatever is raised, nothing that looks like a shard set remains.
     """
-    settings, listing = plan.settings, plan.listing
+    settings, found = plan.settings, plan.found
     check_space(settings.out, plan.needed_bytes)
-    with OutputFolder(settings.out, settings.source) as output:
+    with locked_output(settings.out, settings.source) as output:
 
         def count(images: int, refusals: Sequence[Refusal]) -> None:
-            output.refusals.extend(refusals)
-            settings.max_bad.check(output.refusals, plan.found, str(output.quarantine))
+            if refusals:
+                output.refusals.extend(refusals)
+                settings.max_bad.check(output.refusals, found, str(output.quarantine))
             on_progress(images, len(output.refusals))
 
-        count(len(listing.refusals), listing.refusals)
-        job = Job(listing.containers, settings.image, output.work)
+        count(len(plan.listing.refusals), plan.listing.refusals)
+        job = Job(plan.listing.containers, settings.image, output.work)
+        num_shards = sum(split.num_shards for split in plan.splits.values())
         shards = (split.shard(number) for split in plan.splits.values() for number in range(split.num_shards))
-        pack_shards(shards, job, workers=workers, on_progress=count)
-        manifest = _finish(plan, output)
-        return BuildReport(manifest, _in_plan_order(plan, output), _remarks(plan, manifest, output))
+        pack_shards(shards, job, workers=min(workers, num_shards), on_progress=count)
+        return _finish(plan, output)
 
 
-def _finish(plan: BuildPlan, output: OutputFolder) -> Manifest:
-    """Give the shards their places, add up what they recorded, and write the manifest."""
-    splits, names = {}, {}
-    for split, split_plan in plan.splits.items():
-        entries: list[ShardEntry] = []
-        patched = 0
-        for record in _records(output.work, split_plan):
-            if record.entry is not None:
-                # Numbers have no gaps, also where all images of a shard were bad.
-                name = ShardName(split, len(entries))
-                names[record.name] = name
-                entries.append(replace(record.entry, name=str(name)))
-                patched += sum("patched" in row.note.split(",") for row in record.rows)
-        splits[split.value] = _split_entry(plan, split, entries, patched)
+@dataclass(slots=True)
+class _Tally:
+    """What the records of all shards add up to."""
+
+    names: dict[ShardName, ShardName] = field(default_factory=dict)  # planned to final
+    splits: dict[str, SplitEntry] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)  # in an order that no worker decides
+    labels: Counter[int] = field(default_factory=Counter)  # training samples by label
+
+
+def _finish(plan: BuildPlan, output: Output) -> BuildReport:
+    """Add up what the shards recorded, give them their places, and write the manifest."""
+    tally = _Tally(refusals=list(plan.listing.refusals))
+    for split in plan.splits:
+        _add_up(tally, plan, split, output.work)
     statistics, mean_image = _statistics(plan, output.work)
-    for planned, name in names.items():
-        (output.work / str(planned)).rename(output.out / str(name))
-        (output.work / planned.index_name).rename(output.out / name.index_name)
-    sync_folder(output.out)
-    return finish_shard_set(
-        output.out,
+    for planned, name in tally.names.items():
+        (output.work / str(planned)).rename(output.folder / str(name))
+        (output.work / planned.index_name).rename(output.folder / name.index_name)
+    sync_folder(output.folder)
+    manifest = finish_shard_set(
+        output.folder,
         image=plan.settings.image,
-        splits=splits,
+        splits=tally.splits,
         classes=plan.listing.classes,
         statistics=statistics,
         mean_image=mean_image,
         build=_build_facts(plan),
-        rows=_rows(plan, output.work, names),
-        quarantine=map(asdict, _in_plan_order(plan, output)),
+        rows=_rows(plan, output.work, tally.names),
+        quarantine=map(asdict, tally.refusals),
     )
+    remarks = list(plan.listing.remarks)
+    empty = [entry.synset for label, entry in enumerate(manifest.classes) if not tally.labels[label]]
+    if empty and Split.TRAIN in plan.splits:
+        remarks.append(f"no training sample is left of {len(empty):,} of the classes, first {empty[0]}")
+    return BuildReport(manifest, tally.refusals, remarks)
 
 
-def _records(work: Path, split_plan: SplitPlan) -> Iterator[ShardRecord]:
+def _records(plan: BuildPlan, split: Split, work: Path) -> Iterator[ShardRecord]:
     """The records of a split in plan order; one is in memory at a time."""
-    for number in range(split_plan.num_shards):
-        yield ShardRecord.load(work, ShardName(split_plan.split, number))
+    for number in range(plan.splits[split].num_shards):
+        yield ShardRecord.load(work, ShardName(split, number))
 
 
-def _rows(plan: BuildPlan, work: Path, names: dict[ShardName, ShardName]) -> Iterator[SampleRow]:
-    for split_plan in plan.splits.values():
-        for record in _records(work, split_plan):
-            for row in record.rows:
-                yield replace(row, shard=str(names[record.name]))
-
-
-def _in_plan_order(plan: BuildPlan, output: OutputFolder) -> list[Refusal]:
-    """All refusals in an order that does not depend on which worker was first."""
-    packed = [
-        refusal
-        for split_plan in plan.splits.values()
-        for record in _records(output.work, split_plan)
-        for refusal in record.refusals
-    ]
-    return [*plan.listing.refusals, *packed]
-
-
-def _split_entry(plan: BuildPlan, split: Split, entries: list[ShardEntry], patched: int) -> SplitEntry:
+def _add_up(tally: _Tally, plan: BuildPlan, split: Split, work: Path) -> None:
+    entries: list[ShardEntry] = []
+    patched = refused = 0
+    for record in _records(plan, split, work):
+        tally.refusals.extend(record.refusals)
+        refused += len(record.refusals)
+        if record.entry is not None:
+            # Numbers have no gaps, also where all images of a shard were bad.
+            name = ShardName(split, len(entries))
+            tally.names[record.name] = name
+            entries.append(replace(record.entry, name=str(name)))
+        for row in record.rows:
+            patched += "patched" in row.note.split(",")
+            if split is Split.TRAIN:
+                tally.labels[row.label] += 1
     samples, found = sum(entry.samples for entry in entries), plan.listing.found(split)
     if not samples:
         raise AlexshardError(
@@ -241,14 +244,23 @@ def _split_entry(plan: BuildPlan, split: Split, entries: list[ShardEntry], patch
             why="a split without samples can be neither trained on nor tested",
             remedy="mend the source, or leave the split out with --splits",
         )
-    return SplitEntry(
+    images = plan.listing.splits[split]
+    assert samples + refused == len(images), f"{split}: an image is unaccounted for"
+    tally.splits[split.value] = SplitEntry(
         samples=samples,
-        labelled=plan.listing.splits[split].labelled,
+        labelled=images.labelled,
         patched=patched,
         quarantined=found - samples,
         found=found,
         shards=tuple(entries),
     )
+
+
+def _rows(plan: BuildPlan, work: Path, names: dict[ShardName, ShardName]) -> Iterator[SampleRow]:
+    for split in plan.splits:
+        for record in _records(plan, split, work):
+            for row in record.rows:
+                yield replace(row, shard=str(names[record.name]))
 
 
 def _statistics(plan: BuildPlan, work: Path) -> tuple[Statistics, NDArray[np.floating[Any]]]:
@@ -277,14 +289,3 @@ def _build_facts(plan: BuildPlan) -> dict[str, Any]:
         "statistics_of": "pixels as packed, before JPEG encoding",
         **decoder_versions(),
     }
-
-
-def _remarks(plan: BuildPlan, manifest: Manifest, output: OutputFolder) -> list[str]:
-    train = plan.splits.get(Split.TRAIN)
-    remarks = list(plan.listing.remarks)
-    if train is not None:
-        counts = Counter(row.label for record in _records(output.work, train) for row in record.rows)
-        empty = [entry.synset for label, entry in enumerate(manifest.classes) if not counts[label]]
-        if empty:
-            remarks.append(f"no training sample is left of {len(empty):,} of the classes, first {empty[0]}")
-    return remarks

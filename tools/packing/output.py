@@ -11,10 +11,10 @@ import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from ...shards import (
@@ -74,74 +74,85 @@ def check_output(out: Path, source: Path) -> None:
         )
 
 
-class OutputFolder:
-    """The folder while a build works on it: locked, and put back in order when the build fails.
+@dataclass(slots=True)
+class Output:
+    """The output folder while a build works on it."""
 
-    An output that was left half-built is cleared and started afresh.
-    """
+    folder: Path
+    refusals: list[Refusal] = field(default_factory=list)  # kept if the build fails, so that one can look at them
 
-    def __init__(self, out: Path, source: Path) -> None:
-        check_output(out, source)
-        self.out, self.work = out, out / WORK_NAME
-        self.refusals: list[Refusal] = []  # kept where the build fails, so that one can look at them
-        self._lock: TextIO | None = None
-        self._made: list[Path] = []
+    @property
+    def work(self) -> Path:
+        return self.folder / WORK_NAME
 
     @property
     def quarantine(self) -> Path:
         """Where the list of refused images lies if the build fails."""
         return self.work / QUARANTINE_NAME
 
-    def __enter__(self) -> OutputFolder:
-        try:
-            self._make()
-            self._lock = (self.work / _MARK_NAME).open("a")
+    def clear(self) -> None:
+        """Remove what this or an earlier build has left; the mark stays, since it holds the lock."""
+        for path in (*self.folder.iterdir(), *self.work.iterdir()):
+            if path.name not in (WORK_NAME, _MARK_NAME):
+                path.unlink()
+
+
+@contextmanager
+def locked_output(folder: Path, source: Path) -> Iterator[Output]:
+    """The output folder, locked, and put back in order when the build fails, whatever ends it.
+
+    An output that was left half-built is cleared and started afresh.
+
+    Raises:
+        WrongCall: it may not be taken (`check_output`), or another build is at work on it.
+        AlexshardError: it cannot be written to.
+    """
+    check_output(folder, source)
+    output = Output(folder)
+    made: list[Path] = []
+    locked = complete = False
+    try:
+        with _made(output, made) as mark:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise WrongCall(
-                    f"another build is at work on {self.out}",
+                    f"another build is at work on {folder}",
                     why="two builds would spoil each other's shards",
                     remedy="wait for it, or choose another folder with --out",
                 ) from None
-            self._clear()
-        except OSError as error:
-            raise AlexshardError(
-                f"cannot write to {self.out}: {error.strerror or error}",
-                where=str(error.filename or self.out),
-                remedy="choose a folder that you may write to with --out",
-            ) from None
-        return self
+            locked = True
+            output.clear()
+            yield output
+            complete = True
+    finally:
+        if locked and not complete:
+            output.clear()
+            if output.refusals:
+                write_lines(output.quarantine, map(asdict, output.refusals))
+        if locked and (complete or not output.refusals):
+            shutil.rmtree(output.work, ignore_errors=True)
+        if not complete and not output.refusals:
+            for path in reversed(made):
+                with suppress(OSError):  # not empty: somebody else uses it too
+                    path.rmdir()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._lock is not None
-        if kind is None:
-            # The set is complete; should this fail, the leftover disturbs nobody.
-            shutil.rmtree(self.work, ignore_errors=True)
-        else:
-            self._clear()
-            if self.refusals:
-                write_lines(self.quarantine, map(asdict, self.refusals))
-            else:
-                shutil.rmtree(self.work, ignore_errors=True)
-                for folder in reversed(self._made):
-                    folder.rmdir()
-        self._lock.close()
 
-    def _make(self) -> None:
-        missing = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
+def _made(output: Output, made: list[Path]) -> TextIO:
+    """Make the folders, adding them to `made`, and open the mark that says that they are ours."""
+    missing = [folder for folder in (output.folder, *output.folder.parents) if not folder.exists()]
+    try:
         for folder in reversed(missing):
             folder.mkdir()
-            self._made.append(folder)
-        self.work.mkdir(exist_ok=True)
-
-    def _clear(self) -> None:
-        """Remove what this or an earlier build has left; the mark stays, since it holds the lock."""
-        for path in (*self.out.iterdir(), *self.work.iterdir()):
-            if path.name not in (WORK_NAME, _MARK_NAME):
-                path.unlink()
+            made.append(folder)
+        output.work.mkdir(exist_ok=True)
+        return (output.work / _MARK_NAME).open("a", encoding="utf-8")
+    except OSError as error:
+        raise AlexshardError(
+            f"cannot write to {output.folder}: {error.strerror or error}",
+            where=str(error.filename or output.folder),
+            remedy="choose a folder that you may write to with --out",
+        ) from None
 
 
 def free_bytes(out: Path) -> int:

@@ -137,6 +137,7 @@ def _work(pipe: Connection, job: Job) -> None:
     """A worker: pack what comes down the pipe until it ends."""
     # Ctrl-C reaches the whole group of processes; the coordinator alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    coordinator = os.getppid()
     told, progress = time.monotonic(), _Progress()
 
     def tell() -> None:
@@ -145,6 +146,8 @@ def _work(pipe: Connection, job: Job) -> None:
         told, progress = time.monotonic(), _Progress()
 
     def on_image(refusal: Refusal | None) -> None:
+        if os.getppid() != coordinator:
+            raise EOFError  # it was killed, and the next build must find nobody at work
         progress.images += 1
         if refusal is not None:
             progress.refusals.append(refusal)

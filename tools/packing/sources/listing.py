@@ -151,9 +151,8 @@ def add_files(
             continue
         images.add(name, container, 0, status.st_size, label)
     if passed_over:
-        listing.remarks.append(
-            f"{passed_over:,} files below {held.label}/{within} have no image's ending and are not read"
-        )
+        where = f"{held.label}/{within}"
+        listing.remarks.append(f"passed over, having no image's ending: {passed_over:,} below {where}")
     return found
 
 

@@ -1,0 +1,296 @@
+"""What a folder holds is found by looking, and counted to the last image."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+import unicodedata
+from collections import Counter
+
+import pytest
+from alexshard.shards import Split, WrongCall
+from alexshard.tools.packing import BadArchive, BadSource
+from alexshard.tools.packing.sources import Listing, list_source
+
+from tests.tools.drawn import WNIDS, folders, ilsvrc, jpeg, named_images, tar_bytes
+
+KINDS = ["2010", "2012", "full", "folder", "cifar"]
+
+
+def facts(listing: Listing) -> dict[str, object]:
+    """What of a listing must not depend on whether the archives were extracted."""
+    found: dict[str, object] = {"classes": listing.classes}
+    for split, images in listing.splits.items():
+        patched = [i in images.patched for i in range(len(images))]
+        found[split] = sorted(zip(images.names, images.size, images.label, patched, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_real_source_is_listed_as_expected(assembled, kind):
+    source = assembled(kind)
+    expected = json.loads((source / "EXPECTED.json").read_text(encoding="utf-8"))
+
+    listing = list_source(source)
+
+    assert [entry.synset for entry in listing.classes] == expected["classes"]
+    ids = {entry.synset: entry.devkit_id for entry in listing.classes if entry.devkit_id is not None}
+    assert ids == expected["devkit_ids"]
+    assert listing.splits.keys() == expected["splits"].keys()
+    for split, images in listing.splits.items():
+        wanted = expected["splits"][split]
+        per_class = Counter(expected["classes"][label] for label in images.label)
+        assert (len(images), len(images.patched), per_class) == (
+            wanted["images"],
+            wanted["patched"],
+            wanted["per_class"],
+        )
+        assert {images.names[i] for i in images.patched} == {
+            patch["name"] for patch in expected["patches"] if patch["split"] == split
+        }
+    for split, labels in expected["labels"].items():
+        images = listing.splits[Split(split)]
+        assert dict(zip(images.names, images.label, strict=True)) == labels
+    assert (listing.refusals, listing.remarks) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["2010", "2012"])
+@pytest.mark.parametrize("form", ["inner tars", "folders", "folders named as the archives"])
+def test_extracted_archives_list_the_same_images(assembled, tmp_path, kind, form):
+    source, extracted = assembled(kind), tmp_path / "extracted"
+    extracted.mkdir()
+    for path in source.iterdir():
+        if path.name.endswith(".tar.gz"):
+            with tarfile.open(path) as archive:
+                archive.extractall(extracted / path.name.removesuffix(".tar.gz"), filter="data")
+        elif path.suffix == ".txt":
+            shutil.copy(path, extracted)
+        elif path.suffix == ".tar":
+            split = path.stem.rpartition("_")[2]
+            name = split if split in set(Split) and form == "folders" else path.stem
+            folder = extracted if split == "images" else extracted / name
+            with tarfile.open(path) as archive:
+                archive.extractall(folder, filter="data")
+            if split == "train" and form != "inner tars":
+                for inner in list(folder.glob("*.tar")):
+                    with tarfile.open(inner) as archive:
+                        archive.extractall(folder / inner.stem, filter="data")
+                    inner.unlink()
+
+    listing = list_source(extracted)
+
+    assert "extracted" in listing.kind
+    assert facts(listing) == facts(list_source(source))
+
+
+def test_validation_images_sorted_into_class_folders_get_their_labels_from_them(tmp_path):
+    source = ilsvrc(tmp_path)
+    (source / "ILSVRC2012_img_val.tar").unlink()
+    folders(source / "val", {"n00000003": {"ILSVRC2012_val_00000007.JPEG": jpeg(1)}})
+
+    images = list_source(source).splits[Split.VAL]
+
+    assert (images.names, list(images.label)) == (["ILSVRC2012_val_00000007.JPEG"], [2])
+
+
+def test_labels_come_from_ground_truth_and_devkit_not_from_the_order_of_ids(tmp_path):
+    images = list_source(ilsvrc(tmp_path)).splits[Split.VAL]
+
+    labels = dict(zip(images.names, images.label, strict=True))
+
+    assert [labels[name] for name in sorted(labels)] == [0, 1, 2, 0]  # ids 2, 3, 1, 2
+
+
+def test_train_alone_needs_no_devkit(tmp_path):
+    source = ilsvrc(tmp_path, val=0)
+    (source / "ILSVRC2012_devkit_t12.tar").unlink()
+
+    listing = list_source(source)
+
+    assert [(entry.synset, entry.devkit_id) for entry in listing.classes] == [(wnid, None) for wnid in WNIDS]
+
+
+def test_missing_ground_truth_is_an_error_that_names_the_file(tmp_path):
+    source = ilsvrc(tmp_path, truth=None)
+
+    with pytest.raises(BadSource, match=r"no ILSVRC\*_validation_ground_truth\.txt") as caught:
+        list_source(source)
+
+    assert "--unlabelled" in caught.value.remedy
+    assert caught.value.exit_code == 1
+
+
+def test_missing_ground_truth_with_unlabelled_gives_samples_without_labels(tmp_path):
+    images = list_source(ilsvrc(tmp_path, truth=None), unlabelled=True).splits[Split.VAL]
+
+    assert (images.labelled, list(images.label)) == (False, [-1] * 4)
+
+
+@pytest.mark.parametrize(
+    ("truth", "what"),
+    [
+        ((2, 3), "beyond the 2 lines"),
+        ((2, 3, 1, 77), "says 77, an id that"),
+        ((2, 3, 1, 1001), "n00009999\\), a class that train lacks"),
+    ],
+)
+def test_ground_truth_that_does_not_fit_is_an_error(tmp_path, truth, what):
+    with pytest.raises(BadSource, match=what):
+        list_source(ilsvrc(tmp_path, truth=truth))
+
+
+@pytest.mark.parametrize(
+    ("wnid", "what"), [("n00000009", "which is not in"), ("n00009999", "which is no leaf in")]
+)
+def test_a_training_archive_that_is_no_class_of_the_devkit_is_an_error(tmp_path, wnid, what):
+    train = named_images() | {wnid: [(f"{wnid}_1.JPEG", jpeg(1))]}
+
+    with pytest.raises(BadSource, match=what):
+        list_source(ilsvrc(tmp_path, train))
+
+
+def test_patches_that_replace_nothing_are_told(tmp_path):
+    source = ilsvrc(tmp_path)
+    patches = [("patch_images/train/n00000001_1.JPEG", jpeg(7)), ("patch_images/train/gone.JPEG", jpeg(8))]
+    (source / "patch_images.tar").write_bytes(tar_bytes(patches))
+
+    listing = list_source(source)
+
+    assert len(listing.splits[Split.TRAIN].patched) == 1
+    assert [remark for remark in listing.remarks if "replace nothing" in remark and "train/gone.JPEG" in remark]
+
+
+def test_the_second_of_two_members_of_one_name_is_refused_and_counted(tmp_path):
+    train = named_images()
+    name, data = train["n00000001"][0]
+    train["n00000001"] += [(name, data), (name, jpeg(99))]
+
+    listing = list_source(ilsvrc(tmp_path, train))
+
+    assert [refusal.reason.partition("with ")[2] for refusal in listing.refusals] == [
+        "the same bytes",
+        "other bytes",
+    ]
+    assert (listing.found(Split.TRAIN), len(listing.splits[Split.TRAIN])) == (14, 12)
+
+
+def test_an_archive_without_end_mark_is_remarked(tmp_path):
+    source = ilsvrc(tmp_path)
+    path = source / "ILSVRC2012_img_val.tar"
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset_data + -(-last.size // 512) * 512])
+
+    assert any("ILSVRC2012_img_val.tar has no end mark" in remark for remark in list_source(source).remarks)
+
+
+def test_an_empty_archive_is_an_error(tmp_path):
+    source = ilsvrc(tmp_path)
+    (source / "ILSVRC2012_img_val.tar").write_bytes(b"")
+
+    with pytest.raises(BadArchive, match="is empty or cut"):
+        list_source(source)
+
+
+def test_two_editions_in_one_folder_are_an_error(tmp_path):
+    source = ilsvrc(tmp_path)
+    shutil.copy(source / "ILSVRC2012_img_val.tar", source / "ILSVRC2010_images_test.tar")
+
+    with pytest.raises(BadSource, match="more than one edition: 2010, 2012"):
+        list_source(source)
+
+
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_classes_are_folder_names_by_code_point_after_nfc(tmp_path, above):
+    names = ["Zebra", "zebra", unicodedata.normalize("NFD", "église"), "a.b", "ゴルフ"]
+    source = folders(tmp_path, {above + name: {"1.jpg": jpeg(1)} for name in names})
+
+    listing = list_source(source)
+
+    assert [entry.synset for entry in listing.classes] == ["Zebra", "a.b", "zebra", "église", "ゴルフ"]
+
+
+def test_files_that_are_no_images_are_passed_over_aloud_and_links_and_pipes_are_refused(tmp_path):
+    files = {"1.jpg": jpeg(1), "sub/2.PNG": jpeg(2), "notes.txt": b"", ".hidden.jpg": b""}
+    source = folders(tmp_path, {"cat": files})
+    os.mkfifo(source / "cat" / "pipe.jpg")
+    (source / "cat" / "dangling.jpg").symlink_to(source / "nowhere")
+
+    listing = list_source(source)
+
+    assert listing.splits[Split.TRAIN].names == ["cat/1.jpg", "cat/sub/2.PNG"]
+    assert {refusal.name: refusal.reason for refusal in listing.refusals} == {
+        "cat/pipe.jpg": "no regular file",
+        "cat/dangling.jpg": "cannot be read: No such file or directory",
+    }
+    assert listing.remarks == ["passed over, having no image's ending: 1 below ./cat/"]
+
+
+def test_a_validation_class_that_train_lacks_is_an_error(tmp_path):
+    source = folders(tmp_path, {"train/cat": {"1.jpg": jpeg(1)}, "val/dog": {"1.jpg": jpeg(2)}})
+
+    with pytest.raises(BadSource, match="1 classes that train lacks, first 'dog'"):
+        list_source(source)
+
+
+def test_two_folders_that_look_the_same_are_an_error(tmp_path):
+    names = [unicodedata.normalize(form, "église") for form in ("NFC", "NFD")]
+    source = folders(tmp_path, {name: {"1.jpg": jpeg(1)} for name in names})
+
+    with pytest.raises(BadSource, match="in two Unicode forms"):
+        list_source(source)
+
+
+def test_a_class_folder_without_images_is_an_error(tmp_path):
+    source = folders(tmp_path, {"cat": {"1.jpg": jpeg(1)}, "annotations": {"1.xml": b""}})
+
+    with pytest.raises(BadSource, match="annotations holds no image"):
+        list_source(source)
+
+
+def test_a_test_folder_without_classes_is_unlabelled(tmp_path):
+    source = folders(tmp_path, {"train/cat": {"1.jpg": jpeg(1)}, "test": {"7.jpg": jpeg(2)}})
+
+    with pytest.raises(BadSource, match="has no class folders"):
+        list_source(source)
+    assert not list_source(source, unlabelled=True).splits[Split.TEST].labelled
+
+
+def test_what_is_nothing_known_is_a_wrong_call_that_says_what_was_looked_for(tmp_path):
+    (tmp_path / "readme.txt").write_text("nothing here")
+
+    with pytest.raises(WrongCall, match="holds nothing that is known") as caught:
+        list_source(tmp_path)
+
+    assert "ILSVRC2012_img_{train,val}.tar" in caught.value.where
+
+
+def test_a_split_that_is_not_there_is_a_wrong_call_with_those_that_are(tmp_path):
+    with pytest.raises(WrongCall, match="has no test") as caught:
+        list_source(ilsvrc(tmp_path), splits=[Split.TRAIN, Split.TEST])
+
+    assert (caught.value.where, caught.value.remedy) == ("it has train, val", "--splits train")
+
+
+def test_a_choice_without_train_needs_the_statistics_of_another_set(tmp_path):
+    with pytest.raises(WrongCall) as caught:
+        list_source(ilsvrc(tmp_path), splits=[Split.VAL])
+
+    assert "--statistics-from" in caught.value.remedy
+
+
+def test_the_source_may_be_a_folder_of_inner_tars(tmp_path):
+    for wnid, images in named_images().items():
+        (tmp_path / f"{wnid}.tar").write_bytes(tar_bytes(images))
+
+    assert list_source(tmp_path).found(Split.TRAIN) == 12
+
+
+def test_a_file_is_no_source(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+
+    with pytest.raises(WrongCall, match="is no folder"):
+        list_source(file)
