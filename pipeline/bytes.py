@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,9 +26,17 @@ class StoredImages:
         """The stored file's bytes."""
         return self._bytes.bytes_of(sample)
 
-    def array(self, sample: int) -> NDArray[np.uint8]:
-        """The same as an array (size,), a view."""
-        return np.frombuffer(self._bytes.bytes_of(sample), np.uint8)
+    def unaltered(self, sample: int) -> NDArray[np.uint8]:
+        """The same as an array (size,), a view.
+
+        Raises:
+            UndecodableSample: the bytes are not those that were packed.
+        """
+        view = self.view(sample)
+        found, packed = zlib.crc32(view), int(self.index.crc32[sample])
+        if found != packed:
+            raise self.undecodable(sample, f"its bytes have CRC-32 {found:08x}, those packed had {packed:08x}")
+        return np.frombuffer(view, np.uint8)
 
     def pixels(self, sample: int) -> NDArray[np.uint8]:
         """The pixels of a sample of a raw set, uint8 (side, side, 3), RGB: a view.

@@ -24,8 +24,8 @@ from .augment import AUGMENTATIONS, Places, centre, crop_side, ten_views
 from .batch import Batch
 from .bytes import StoredImages
 from .checks import check_call, usable_device
-from .decode import find_undecodable, image_source
-from .errors import GraphFailed, OtherState, StaleIteration
+from .decode import image_source
+from .errors import OtherState, StaleIteration
 from .graph import Graph, GraphPlan, Inputs
 from .order import Sharing, Span, epoch_order
 from .treatment import Treated, Treatment
@@ -276,13 +276,7 @@ class Loader:
     def _collect(self, begun: _Delivery) -> _Delivery:
         if begun.inputs is None:
             return begun
-        try:
-            output = self._graph.collect()
-        except GraphFailed:
-            if self._source.encoded:
-                find_undecodable(self._stored, begun.samples.tolist())
-            raise
-        return replace(begun, inputs=None, output=output)
+        return replace(begun, inputs=None, output=self._graph.collect())
 
     def _batch(self, delivery: _Delivery) -> Batch:
         """In the consumer's thread, since its current CUDA stream is the one that must wait for the images."""
@@ -312,7 +306,7 @@ class Loader:
         )
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.tensor(array, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this loader is: a few numbers and words, ready for JSON.
@@ -340,7 +334,12 @@ class Loader:
                     remedy=f"open the loader with the same {name}, or start from a new state",
                 )
         epoch, position = state.get("epoch"), state.get("position")
-        if not (isinstance(epoch, int) and isinstance(position, int) and 0 <= position <= self.num_samples):
+        if not (
+            isinstance(epoch, int)
+            and isinstance(position, int)
+            and 0 <= epoch < 2**32
+            and 0 <= position <= self.num_samples
+        ):
             raise OtherState(
                 f"the loader's state has epoch {epoch!r} and position {position!r}, "
                 f"and {self.split} has {self.num_samples:,} samples"

@@ -33,7 +33,7 @@ def jitter_of(
 ) -> NDArray[np.float64]:
     """What is added to every pixel of each image, (N, 3); eigenvectors in columns, of pixels on 0..255.
 
-    `paper`: sum of p_i · alpha_i · lambda_i on [0, 1]; `original`: 0.1 · sum of p_i · z_i · sqrt(lambda_i) on [0, 255].
+    `paper`: sum of p_i · alpha_i · lambda_i on [0, 1]; `original`: of p_i · 0.1 z_i · sqrt(lambda_i) on [0, 255].
     """
     jitter = np.zeros((len(normals_N3), 3))
     for image, normals in enumerate(normals_N3):
@@ -73,7 +73,7 @@ def training_images(
     return np.stack(images)
 
 
-def test_views(
+def views_of(
     pixels_NHWC: NDArray[np.uint8], *, side: int, mean_HWC: NDArray[np.floating], mean_crop: str, views: Places
 ) -> NDArray[np.float64]:
     """Views of each image at test time, (N, V, 3, S, S): one, the centre, or the ten.

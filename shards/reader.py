@@ -29,6 +29,7 @@ class SplitIndex:
     offset: NDArray[np.int64]  # (N,): first byte of the image in its shard
     size: NDArray[np.int64]  # (N,): bytes of the image
     label: NDArray[np.int64]  # (N,): -1 where there is none
+    crc32: NDArray[np.uint32]  # (N,): of the image's bytes, as packed
     keys: Sequence[str]
 
     def __len__(self) -> int:
@@ -124,6 +125,7 @@ class ShardSet:
             offset=np.concatenate([part.offset for part in parts]) if parts else np.zeros(0, np.int64),
             size=np.concatenate([part.size for part in parts]) if parts else np.zeros(0, np.int64),
             label=label,
+            crc32=np.array([row.crc32 for row in rows], np.uint32),
             keys=keys,
         )
 

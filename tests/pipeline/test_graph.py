@@ -1,0 +1,163 @@
+"""The graph itself: its form that decodes, and the life of its outputs."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from alexshard.pipeline import Loader
+from alexshard.pipeline.bytes import StoredImages
+from alexshard.pipeline.decode import BufferRing, DecodedImages, EncodedImages
+from alexshard.pipeline.graph import Graph, GraphPlan, Inputs
+from alexshard.pipeline.treatment import Treatment
+from alexshard.shards import ShardSet
+from torch.utils.dlpack import from_dlpack
+
+# Largest difference of a pixel between DALI 2.4.0's decoder for the cores and simplejpeg 1.9.0.
+GRAPH_DECODER_DIFFERS = 0.0
+
+
+def digest(tensor):
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+def test_the_form_that_decodes_gives_what_the_form_for_pixels_gives(jpeg_set):
+    """On a card the graph decodes; the same graph for the cores decodes too, by DALI's own decoder."""
+    index = ShardSet.open(jpeg_set.path).index("train")
+    stored = StoredImages(index, 74)
+    samples = np.arange(20)
+    treated = Treatment(None, 10, 0, None, None).of(0, 20, epoch=0, step=0)
+    outputs = []
+    for source in (DecodedImages(stored, 2), EncodedImages(stored)):
+        graph = Graph(
+            GraphPlan(
+                batch_size=20,
+                stored_side=74,
+                side=64,
+                threads=2,
+                device_id=None,
+                encoded=source.encoded,
+                floats=True,
+                own_mean=jpeg_set.mean_image.astype(np.float32),
+            )
+        )
+        graph.begin(Inputs(source.load(samples), treated, np.zeros(3, np.float32)))
+        outputs.append(from_dlpack(graph.collect()))
+        source.close()
+
+    assert outputs[0].shape == (20, 3, 64, 64)
+    torch.testing.assert_close(outputs[0], outputs[1], atol=GRAPH_DECODER_DIFFERS + 1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"output": "uint8"}, {"views": 10, "augment": None}])
+def test_batches_that_somebody_keeps_are_never_overwritten(jpeg_set, options):
+    with Loader(jpeg_set.path, batch_size=8, **options) as loader:
+        kept = [(batch.images, digest(batch.images)) for _ in range(3) for batch in loader]
+    del loader
+    gc.collect()
+
+    assert len(kept) == 27
+    assert len({images.data_ptr() for images, _ in kept}) == 27
+    assert [digest(images) for images, _ in kept] == [was for _, was in kept]
+
+
+def test_a_batch_can_be_written_to_without_touching_another(raw_set):
+    with Loader(raw_set.path, batch_size=8) as loader:
+        first, *others = list(loader)
+        before = [digest(batch.images) for batch in others]
+        first.images.zero_()
+
+        assert [digest(batch.images) for batch in others] == before
+
+
+def test_torch_gets_dalis_memory_not_a_copy(raw_set):
+    with Loader(raw_set.path, batch_size=8) as loader:
+        (delivery, *_) = list(loader._deliveries(0, 0))
+        batch = loader._batch(delivery)
+
+        assert batch.images.data_ptr() == delivery.output.data_ptr()
+
+
+def test_memory_of_batches_that_nobody_keeps_is_used_again(jpeg_set):
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    with Loader(jpeg_set.path, batch_size=8) as loader:
+        for _ in range(3):
+            list(loader)
+        before = resident_bytes()
+        delivered = sum(batch.images.nbytes for _ in range(80) for batch in loader)
+
+    assert delivered > 250e6
+    assert resident_bytes() - before < 60e6
+
+
+def test_a_buffer_comes_back_only_when_no_view_of_it_lives():
+    ring = BufferRing()
+    first = ring.take((4, 5, 3))
+    place = first.ctypes.data
+    row = torch.from_numpy(first[1:])[0]
+    del first
+    second = ring.take((4, 5, 3))
+    assert second.ctypes.data != place
+
+    del row
+    third = ring.take((2, 5, 3))
+    assert third.ctypes.data == place
+    assert third.shape == (2, 5, 3)
+
+
+def test_a_buffer_too_small_is_not_used():
+    ring = BufferRing()
+    del_me = ring.take((10,))
+    del del_me
+
+    assert ring.take((20,)).shape == (20,)
+
+
+LEAVE = """
+import gc, os, signal, sys
+from alexshard.pipeline import Loader
+
+loader = Loader(sys.argv[1], batch_size=8)
+batches = iter(loader)
+kept = [next(batches) for _ in range(3)]
+how = sys.argv[2]
+if how == "raise":
+    raise SystemExit(3)
+if how == "interrupt":
+    os.kill(os.getpid(), signal.SIGINT)
+    list(batches)
+if how == "forget":
+    import threading
+    del batches, loader
+    gc.collect()
+    assert [thread.name for thread in threading.enumerate()] == ["MainThread"], threading.enumerate()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("abandon", 0), ("raise", 3), ("forget", 0), ("interrupt", -signal.SIGINT)]
+)
+def test_leaving_in_the_middle_of_an_epoch_ends_the_process(jpeg_set, how, code):
+    command = [sys.executable, "-W", "error", "-c", LEAVE, str(jpeg_set.path), how]
+    done = subprocess.run(command, timeout=60, capture_output=True, text=True, env=os.environ, check=False)
+
+    assert done.returncode == code, done.stderr
+    if how != "interrupt":
+        assert done.stderr == ""
+
+
+def test_importing_the_pipeline_does_not_import_dali():
+    code = "import sys, alexshard.pipeline; sys.exit(any(name.startswith('nvidia') for name in sys.modules))"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
