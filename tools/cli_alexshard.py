@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -47,7 +48,7 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
     click.echo(
         table([(name, s["images"], s["patched"]) for name, s in splits], header=("split", "images", "patched"))
     )
-    click.echo(f"\n{classes} classes in {dest}; next:\n  alexshard build {click.format_filename(dest)}")
+    click.echo(f"\n{classes} classes in {dest}; next:\n  alexshard build {shlex.quote(str(dest))}")
 
 
 @main.command()

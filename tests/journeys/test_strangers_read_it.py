@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import webdataset
 
+from tests.conftest import alexshard, run
+
 # webdataset 1.0.2 leaves the files that it reads to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
@@ -138,3 +140,12 @@ def test_gnu_tar_lists_an_image_and_its_label_by_turns(packed):
         assert [name.removesuffix(".jpg") for name in images] == [name.removesuffix(".cls") for name in labels]
         assert all(name.endswith(".jpg") for name in images)
         assert all(name.endswith(".cls") for name in labels)
+
+
+def test_our_own_deep_verification_agrees(packed):
+    folder, expected = packed
+    told = json.loads(run(*alexshard("verify", folder, "--deep", "--json")))
+
+    assert told["sound"]
+    assert told["deep"]
+    assert told["samples"] == sum(split["images"] for split in expected["splits"].values())
