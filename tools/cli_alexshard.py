@@ -96,7 +96,7 @@ def build(
     central square of its shorter side, scaled to --size; EXIF orientation is ignored, as every ImageNet pipeline
     does. Bad images go to quarantine.jsonl.
     """
-    from . import packing
+    from . import build_report, packing
 
     image = ImageFormat(size, encoding, *((quality, "4:2:0") if encoding == "jpeg" else (None, None)))
     settings = packing.BuildSettings(
@@ -114,7 +114,7 @@ def build(
         with Progress("look", None, "images") as progress:
             plan = packing.plan_build(settings, on_found=progress.advance)
         if dry_run:
-            click.echo(packing.plan_text(plan, packing.free_bytes(settings.out)))
+            click.echo(build_report.plan_text(plan, packing.free_bytes(settings.out)))
             return
         started = time.monotonic()
         with Progress("build", plan.found, "images") as progress:
@@ -123,7 +123,7 @@ def build(
                 workers=workers or packing.default_workers(),
                 on_progress=lambda images, bad: progress.advance(images, note=f"{bad:,} bad" if bad else ""),
             )
-    click.echo(packing.summary_text(plan, report, time.monotonic() - started))
+    click.echo(build_report.summary_text(plan, report, time.monotonic() - started))
 
 
 @main.command()

@@ -263,7 +263,7 @@ def test_beyond_max_bad_nothing_remains_but_the_list_of_reasons(tmp_path, worker
 
     kept = tmp_path / "set" / WORK_NAME / "quarantine.jsonl"
     assert caught.value.where == str(kept)
-    assert [path.name for path in (tmp_path / "set").iterdir()] == [WORK_NAME]
+    assert files_of(tmp_path / "set").keys() == {f"{WORK_NAME}/{name}" for name in ("build.json", kept.name)}
     assert {json.loads(line)["name"] for line in kept.read_text().splitlines()} == {
         f"n00000001_{i}.JPEG" for i in range(3)
     }
@@ -459,10 +459,12 @@ def test_a_signal_ends_the_command_with_its_code_and_no_set(tmp_path, number, co
     command = alexshard(
         "build", source, "--out", tmp_path / "set", "--size", 32, "--samples-per-shard", 50, "-j", 2
     )
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, start_new_session=True) as process:
         while not list((tmp_path / "set").glob(f"{WORK_NAME}/train-*.json")):
             assert process.poll() is None
-        process.send_signal(number)
+        # Ctrl-C in a terminal reaches the workers too.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         out, err = process.communicate()
 
     assert process.returncode == code, err

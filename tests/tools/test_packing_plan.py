@@ -47,6 +47,10 @@ def test_keys_do_not_depend_on_the_order_of_listing(names, seed):
     )
 
 
+def test_one_name_in_several_classes_takes_the_class_into_the_key():
+    assert unique_keys(["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"]) == ["cat-1", "dog-1", "2"]
+
+
 def test_long_names_that_meet_after_shortening_stay_unique():
     names = ["x" * 200 + end for end in ("a.jpg", "b.jpg", "c.jpg")]
 

@@ -9,7 +9,6 @@ workers, output, quarantine, build  all of it, by several processes, whole or no
 from .build import BuildPlan, BuildReport, BuildSettings, build, parse_splits, plan_build
 from .output import free_bytes
 from .quarantine import MaxBad, TooManyBad
-from .report import plan_text, summary_text
 from .sources import BadSource, Refusal
 from .tar import BadArchive
 from .workers import default_workers
@@ -28,6 +27,4 @@ __all__ = [
     "free_bytes",
     "parse_splits",
     "plan_build",
-    "plan_text",
-    "summary_text",
 ]

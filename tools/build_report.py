@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from ...shards import Split
-from ..terminal import byte_size, duration, facts, table
-from .build import BuildPlan, BuildReport
-from .sources import Refusal
+from ..shards import Split
+from .packing import BuildPlan, BuildReport, Refusal
+from .terminal import byte_size, duration, facts, table
 
 SHOWN = 5  # remarks and reasons; the rest is counted
 
