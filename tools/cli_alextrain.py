@@ -231,7 +231,7 @@ def _lines() -> Any:
         def rate(self, images_per_s: float, waiting: float, images_left: int) -> None:
             self.say(
                 f"measured: {images_per_s:,.1f} images/s, {100 * waiting:.0f} % of the time waiting for batches "
-                f"(the {'loader' if waiting > 0.5 else 'network'} is the slower one); "
+                f"(the {'loader' if waiting > 0.1 else 'network'} sets the pace); "
                 f"{duration(images_left / images_per_s)} of training left"
             )
 

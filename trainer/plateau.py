@@ -22,7 +22,7 @@ def plateau_message(
     """The words for a mean training loss after `step` updates, or None where there is nothing to say."""
     chance = math.log(num_classes)
     first = FIRST_STEP if recipe.preset == "paper" else max(FIRST_STEP, steps_per_epoch)
-    if num_classes < 2 or step < first or abs(loss - chance) > CLOSE * chance:
+    if num_classes < 2 or step < first or not abs(loss - chance) <= CLOSE * chance:  # nan is not near either
         return None
     what = f"step {step:,}: still at ln(classes), loss {loss:.4f} beside ln({num_classes:,}) = {chance:.4f}. "
     if recipe.preset == "original":

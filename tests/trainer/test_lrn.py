@@ -55,7 +55,7 @@ def test_each_preset_is_torchs_norm_with_alpha_times_five(maps, a, torch_alpha):
     ids=["two towers", "one tower", "same map"],
 )
 def test_the_closed_form_gradient_is_the_derivative(normalise):
-    x = torch.randn(2, 6, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
+    x = torch.randn(1, 6, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
 
     assert gradcheck(normalise, x.requires_grad_())
 

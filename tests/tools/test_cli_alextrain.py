@@ -1,0 +1,225 @@
+"""The command `alextrain` as a person runs it: real processes, real signals, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from alexshard.shards import ShardSet
+from alexshard.trainer import Checkpoint, RunFolder
+from click.testing import CliRunner
+
+SMALL = ("--width", "0.125", "-b", "32", "--threads", "1")
+
+
+def alextrain(*arguments, cwd):
+    command = [sys.executable, "-m", "alexshard.tools.cli_alextrain", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def home(sample_source, tmp_path_factory) -> Path:
+    """A folder to work in, with one shard set in shards/ and a run of it in runs/, as by a newcomer."""
+    home = tmp_path_factory.mktemp("home")
+    build = (sys.executable, "-m", "alexshard.tools.cli_alexshard", "build", str(sample_source), "--size", "74")
+    subprocess.run([*build, "--out", str(home / "shards" / "drawn")], check=True, capture_output=True)
+    done = alextrain("run", "--epochs", 2, *SMALL, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert "alextrain eval runs/drawn-original-s0 --shards shards/drawn" in done.stdout
+    return home
+
+
+def test_a_run_without_a_name_is_named_by_set_preset_and_seed(home):
+    folder = home / "runs" / "drawn-original-s0"
+
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoint.pt"}
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]).keys() == {
+        *("kind", "epoch", "step", "loss", "top1_error", "top5_error", "lr", "images_per_s", "wait_s")
+    }
+
+
+def test_the_same_command_again_is_refused_with_the_way_on(home):
+    again = alextrain("run", "--epochs", 2, *SMALL, cwd=home)
+
+    assert again.returncode == 2
+    assert "error: runs/drawn-original-s0 holds a run already" in again.stderr
+    assert "alextrain run --resume runs/drawn-original-s0" in again.stderr
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_eval_prints_the_errors_and_the_same_as_json(home, views):
+    command = ("eval", "runs/drawn-original-s0", "--shards", "shards", "--views", views)
+    text, found = alextrain(*command, cwd=home), json.loads(alextrain(*command, "--json", cwd=home).stdout)
+
+    assert text.returncode == 0
+    assert f"top-1 error  {100 * found['top1_error']:.2f} %" in text.stdout
+    assert f"loss         {found['loss']:.4f}  (ln(10) = 2.3026 is chance)" in text.stdout
+    assert (found["schema"], found["split"], found["samples"], found["views"]) == (1, "val", 40, views)
+    assert found["trained_on_this_set"] is True
+
+
+def test_eval_agrees_with_the_runs_own_last_evaluation(home):
+    found = json.loads(alextrain("eval", "runs/drawn-original-s0", "--json", cwd=home).stdout)
+    last = [record for record in RunFolder(home / "runs/drawn-original-s0").records() if record.kind == "val"][-1]
+
+    assert found["loss"] == pytest.approx(last.loss, rel=1e-6)
+    assert (found["step"], found["top1_error"]) == (last.step, last.top1_error)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_not(home, tmp_path, number, code):
+    command = ("--shards", home / "shards", "--epochs", 30, "--log-every", 1, "--eval-every", 0, *SMALL)
+    whole = alextrain("run", "--out", tmp_path / "whole", *command, cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alexshard.tools.cli_alextrain", "run", "--out", "cut", *map(str, command)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        for line in process.stderr:  # the first figures are printed after the first step
+            if "step 1 " in line:
+                process.send_signal(number)
+                break
+        said = process.stderr.read()
+    stopped = Checkpoint.load(RunFolder(tmp_path / "cut").checkpoint).step
+    resumed = alextrain(
+        "run", "--resume", "cut", "--log-every", 1, "--eval-every", 0, "--threads", 1, cwd=tmp_path
+    )
+
+    assert (whole.returncode, process.returncode, resumed.returncode) == (0, code, 0), said + resumed.stderr
+    assert 1 <= stopped < 150
+    assert "alextrain run --resume cut --shards" in said
+    one, two = (Checkpoint.load(RunFolder(tmp_path / name).checkpoint) for name in ("whole", "cut"))
+    assert one.step == two.step == 150
+    assert all(torch.equal(one.network[name], two.network[name]) for name in one.network)
+    one, two = ([r.loss for r in RunFolder(tmp_path / name).records()] for name in ("whole", "cut"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--shards", "nowhere"), "nowhere"),
+        (("run", "-b", "500"), "a batch of 500 is larger than the 160 training images"),
+        (("run", "--device", "cuda:77"), "the device cuda:77 is not there"),
+        (("run", "--devices", "cpu"), "--devices names 1 devices"),
+        (("run", "--width", "-1"), "width is -1.0"),
+        (("run", "--lr", "0"), "lr is 0.0"),
+        (("run", "--resume", "runs/none"), "no checkpoint"),
+        (("run", "--resume", "runs/drawn-original-s0", "--out", "x"), "leave one out"),
+        (("run", "--resume", "runs/drawn-original-s0", "--width", "0.5"), "width: 0.125 → 0.5"),
+        (("run", "--resume", "runs/drawn-original-s0", "--preset", "paper"), "preset: original → paper"),
+        (("eval", "runs/none"), "no checkpoint"),
+        (("eval", "runs/drawn-original-s0", "--views", "5"), "'5' is not one of"),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
+)
+def test_a_wrong_call_ends_with_2_and_says_why(home, monkeypatch, arguments, message):
+    from alexshard.tools.cli_alextrain import main
+
+    monkeypatch.chdir(home)
+    before = sorted(Path("runs").iterdir())
+    done = CliRunner().invoke(main, arguments)
+
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert sorted(Path("runs").iterdir()) == before
+
+
+def test_eval_with_json_tells_a_failure_as_json_too(home):
+    done = alextrain("eval", "runs/none", "--json", cwd=home)
+
+    assert done.returncode == 2
+    assert "no checkpoint" in json.loads(done.stdout)["error"]["what"]
+
+
+def test_a_cut_checkpoint_ends_with_1_and_names_the_file(home, tmp_path):
+    cut = tmp_path / "run"
+    cut.mkdir()
+    data = (home / "runs/drawn-original-s0/checkpoint.pt").read_bytes()
+    (cut / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+
+    done = alextrain("eval", cut, "--shards", "shards", cwd=home)
+
+    assert done.returncode == 1
+    assert f"where: {cut / 'checkpoint.pt'}" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_ends_with_1_and_the_likely_cause(home, tmp_path):
+    done = alextrain("run", "--out", tmp_path / "r", "--lr", "1e9", "--epochs", 2, *SMALL, cwd=home)
+
+    assert done.returncode == 1
+    assert "is not finite" in done.stderr
+    assert "likely cause: a rate of 1e+09, where the preset has 0.01" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_option_of_the_recipe_reaches_the_configuration(home, tmp_path):
+    options = (
+        *(
+            "--preset",
+            "paper",
+            "--epochs",
+            1,
+            "--max-steps",
+            1,
+            "-b",
+            40,
+            "--width",
+            0.25,
+            "--lr",
+            0.02,
+            "--seed",
+            9,
+        ),
+        *(
+            "--augment",
+            "none",
+            "--no-dropout",
+            "--init",
+            "original",
+            "--bias",
+            0.1,
+            "--init-fan-in",
+            "--constant-rate",
+        ),
+    )
+    done = alextrain("run", "--out", tmp_path / "r", *options, "--devices", "cpu,cpu", "--threads", 1, cwd=home)
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    recipe = config["recipe"]
+
+    assert done.returncode == 0, done.stderr
+    assert (recipe["preset"], recipe["epochs"], recipe["max_steps"], recipe["batch_size"]) == ("paper", 1, 1, 40)
+    assert (recipe["width"], recipe["seed"], recipe["augment"], recipe["dropout"]) == (0.25, 9, None, False)
+    assert recipe["init_std"][2:5] == [0.03] * 3
+    assert recipe["init_bias"] == [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
+    assert recipe["init_fan_in"] is True
+    assert [segment["weights"] for segment in recipe["schedule"]] == [0.02]
+    assert config["machine"]["devices"] == ["cpu", "cpu"]
+    assert config["machine"]["threads"] == 1
+
+
+def test_evaluating_another_set_says_so(home, sample_source, tmp_path):
+    build = (sys.executable, "-m", "alexshard.tools.cli_alexshard", "build", str(sample_source), "--size", "74")
+    subprocess.run([*build, "--seed", "1", "--out", str(tmp_path / "other")], check=True, capture_output=True)
+    assert ShardSet.open(tmp_path / "other").digest != ShardSet.open(home / "shards").digest
+
+    done = alextrain("eval", "runs/drawn-original-s0", "--shards", tmp_path / "other", cwd=home)
+
+    assert done.returncode == 0
+    assert "not the set it was trained on" in done.stdout
+
+
+def test_help_is_there_without_loading_torch():
+    code = "import sys, alexshard.tools.cli_alextrain; print(int('torch' in sys.modules))"
+
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=os.environ).stdout
+        == b"0\n"
+    )

@@ -1,0 +1,243 @@
+"""Runs on a real loader: what they write, that they repeat, and that stopping changes nothing."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from alexshard.shards import WrongCall
+from alexshard.trainer import (
+    BadCheckpoint,
+    Checkpoint,
+    Diverged,
+    Machine,
+    Reporter,
+    RunFolder,
+    train,
+)
+
+# One thread: on small networks more of them only wait for each other, and badly where other work runs beside.
+CPU = Machine.choose("cpu", threads=1)
+TOWERS = Machine.choose(devices=("cpu", "cpu"), threads=1)
+
+
+class Told(Reporter):
+    """Keeps what a run tells; sends this process a real signal when the figures of a given step are written."""
+
+    def __init__(self, *, stop_at=None, during="train", number=signal.SIGTERM):
+        self.said, self.stop_at, self.during, self.number = [], stop_at, during, number
+
+    def say(self, line):
+        self.said.append(line)
+
+    def record(self, record, evaluation=None):  # noqa: ARG002
+        if record.step == self.stop_at and record.kind == self.during:
+            os.kill(os.getpid(), self.number)
+
+
+def losses(folder):
+    return [(r.kind, r.step, r.loss, r.top1_error) for r in RunFolder(folder).records()]
+
+
+def same_state(one, other):
+    a, b = Checkpoint.load(RunFolder(one).checkpoint), Checkpoint.load(RunFolder(other).checkpoint)
+    assert a.step == b.step
+    assert a.loader == b.loader
+    assert a.optimiser["rates"] == b.optimiser["rates"]
+    assert a.network.keys() == b.network.keys() == a.optimiser["momentum"].keys()
+    return all(
+        torch.equal(a.network[name], b.network[name])
+        and torch.equal(a.optimiser["momentum"][name], b.optimiser["momentum"][name])
+        for name in a.network
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(small_set, recipe, tmp_path_factory):
+    """One run from its first step to its last."""
+    recipe = dataclasses.replace(recipe, seed=7)
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    outcome = train(recipe, small_set, folder, CPU, reporter=(told := Told()))
+    return recipe, folder, outcome, told
+
+
+def test_a_run_leaves_figures_of_every_step_and_every_epoch(whole, small_set):
+    _, folder, outcome, _ = whole
+    records = RunFolder(folder).records()
+
+    assert [r.step for r in records if r.kind == "train"] == list(range(1, 21))
+    assert [(r.step, r.epoch) for r in records if r.kind == "val"] == [(5, 1), (10, 2), (15, 3), (20, 4)]
+    assert [r.lr for r in records if r.kind == "train"] == [0.01] * 5 + [0.001] * 6 + [0.0001] * 6 + [0.00001] * 3
+    assert all(math.isfinite(r.loss) and 0 <= r.top5_error <= r.top1_error <= 1 for r in records)
+    assert (outcome.step, outcome.total_steps, outcome.stopped_by) == (20, 20, None)
+    assert outcome.evaluation.samples == small_set.manifest.splits["val"].samples
+
+
+def test_a_run_leaves_its_recipe_its_set_and_its_machine(whole, small_set):
+    recipe, folder, _, _ = whole
+    config = json.loads((folder / "config.json").read_text())
+
+    assert type(recipe).from_json(config["recipe"]) == recipe
+    assert config["shard_set"]["digest"] == small_set.digest
+    assert config["schedule_steps"] == [0, 5, 11, 15, 15, 17]
+    assert [entry["synset"] for entry in config["classes"]] == [c.synset for c in small_set.manifest.classes]
+    assert config["machine"]["devices"] == ["cpu"]
+    assert config["versions"]["torch"] == torch.__version__
+
+
+def test_a_run_says_first_what_it_will_do(whole):
+    said = whole[3].said
+
+    assert "4 epochs of 5 steps of 32: 20 steps, 640 images; rates change at steps 5, 11, 15, 15, 17" in said
+    assert "evaluated on val, 40 images, after every epoch" in said
+
+
+def test_the_curves_are_in_tensorboard_files(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, folder, _, _ = whole
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+
+    assert [point.step for point in events.Scalars("train/loss")] == list(range(1, 21))
+    assert [point.value for point in events.Scalars("val/top1_error")] == pytest.approx(
+        [r.top1_error for r in RunFolder(folder).records() if r.kind == "val"]
+    )
+
+
+def test_one_seed_gives_the_same_bits_twice_and_another_seed_others(whole, small_set, tmp_path):
+    recipe, folder, _, _ = whole
+    train(recipe, small_set, tmp_path / "again", CPU, reporter=Told())
+    train(dataclasses.replace(recipe, seed=8), small_set, tmp_path / "other", CPU, reporter=Told())
+
+    assert losses(tmp_path / "again") == losses(folder)
+    assert same_state(tmp_path / "again", folder)
+    assert losses(tmp_path / "other")[0] != losses(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "during", "number"),
+    [
+        (1, "train", signal.SIGTERM),
+        (7, "train", signal.SIGINT),  # in the middle of an epoch
+        (5, "train", signal.SIGTERM),  # after an epoch, before its evaluation; the rates change here
+        (10, "val", signal.SIGTERM),  # after an evaluation
+        (15, "train", signal.SIGTERM),  # conv1 freezes at the next step
+    ],
+)
+def test_a_stopped_run_resumes_to_the_bits_of_one_that_was_not(whole, small_set, tmp_path, step, during, number):
+    recipe, folder, _, _ = whole
+    stopped = train(
+        recipe, small_set, tmp_path / "run", CPU, reporter=Told(stop_at=step, during=during, number=number)
+    )
+    checkpoint = Checkpoint.load(RunFolder(tmp_path / "run").checkpoint)
+
+    train(recipe, small_set, tmp_path / "run", CPU, resume=checkpoint, reporter=Told())
+
+    assert (stopped.step, stopped.stopped_by) == (step, number)
+    assert losses(tmp_path / "run") == losses(folder)
+    assert same_state(tmp_path / "run", folder)
+
+
+def test_lines_written_after_the_checkpoint_are_written_anew(whole, small_set, tmp_path):
+    recipe, folder, _, _ = whole
+    train(recipe, small_set, tmp_path / "run", CPU, reporter=Told(stop_at=8))
+    run = RunFolder(tmp_path / "run")
+    checkpoint = Checkpoint.load(run.checkpoint)
+    run.append(dataclasses.replace(run.records()[-1], step=9, loss=123.0))
+    with run.metrics.open("a") as file:
+        file.write('{"kind": "train", "ep')  # as a killed process leaves it
+
+    train(recipe, small_set, tmp_path / "run", CPU, resume=checkpoint, reporter=Told())
+
+    assert losses(tmp_path / "run") == losses(folder)
+
+
+def test_max_steps_ends_early_and_a_larger_one_goes_on_as_if_it_had_not(whole, small_set, tmp_path):
+    recipe, folder, _, _ = whole
+    outcome = train(dataclasses.replace(recipe, max_steps=12), small_set, tmp_path / "run", CPU, reporter=Told())
+    checkpoint = Checkpoint.load(RunFolder(tmp_path / "run").checkpoint)
+
+    train(recipe, small_set, tmp_path / "run", CPU, resume=checkpoint, reporter=Told())
+
+    assert outcome.step == 12
+    assert outcome.evaluation is not None
+    assert same_state(tmp_path / "run", folder)
+
+
+def test_two_towers_have_the_losses_of_one_device(whole, small_set, tmp_path):
+    recipe, folder, _, _ = whole
+    train(recipe, small_set, tmp_path / "towers", TOWERS, reporter=Told())
+
+    one, two = ([loss for _, _, loss, _ in losses(f)] for f in (folder, tmp_path / "towers"))
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_run_of_two_towers_goes_on_on_one_device(whole, small_set, tmp_path):
+    recipe, folder, _, _ = whole
+    train(recipe, small_set, tmp_path / "run", TOWERS, reporter=Told(stop_at=8))
+    checkpoint = Checkpoint.load(RunFolder(tmp_path / "run").checkpoint)
+
+    train(recipe, small_set, tmp_path / "run", CPU, resume=checkpoint, reporter=Told())
+
+    one, two = ([loss for _, _, loss, _ in losses(f)] for f in (folder, tmp_path / "run"))
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(small_set, tmp_path, recipe):
+    with pytest.raises(Diverged, match=r"loss of step \d+ is not finite[\s\S]*none was written[\s\S]*--lr 0.01"):
+        train(recipe.with_learning_rate(1e9), small_set, tmp_path / "run", CPU, log_every=4, reporter=Told())
+
+    assert not RunFolder(tmp_path / "run").checkpoint.exists()
+    assert all(math.isfinite(r.loss) for r in RunFolder(tmp_path / "run").records())
+
+
+def test_a_batch_larger_than_the_set_is_refused_with_one_that_fits(small_set, tmp_path, recipe):
+    with pytest.raises(WrongCall, match=r"batch of 161 is larger than the 160[\s\S]*-b 40"):
+        train(dataclasses.replace(recipe, batch_size=161), small_set, tmp_path / "run", CPU)
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_too_small_for_the_network_are_refused(tiny_set, tmp_path, recipe):
+    with pytest.raises(WrongCall, match="nothing after the third pooling"):
+        train(recipe, tiny_set, tmp_path / "run", CPU)
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_a_run_is_left_alone(whole, small_set, recipe):
+    folder = whole[1]
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+    with pytest.raises(WrongCall, match="holds a run already") as refused:
+        train(recipe, small_set, folder, CPU)
+
+    assert f"--resume {folder}" in str(refused.value)
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
+def test_another_recipe_does_not_resume_and_the_difference_is_named(whole, small_set):
+    recipe, folder, _, _ = whole
+    checkpoint = Checkpoint.load(RunFolder(folder).checkpoint)
+
+    with pytest.raises(WrongCall, match=r"another recipe[\s\S]*batch_size: 32 → 16"):
+        train(dataclasses.replace(recipe, batch_size=16), small_set, folder, CPU, resume=checkpoint)
+
+
+def test_another_shard_set_does_not_resume(whole, other_set):
+    recipe, folder, _, _ = whole
+    checkpoint = Checkpoint.load(RunFolder(folder).checkpoint)
+
+    with pytest.raises(BadCheckpoint, match="another shard set"):
+        train(recipe, other_set, folder, CPU, resume=checkpoint)

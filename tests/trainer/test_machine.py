@@ -1,0 +1,46 @@
+"""Devices by name; the demand of a network."""
+
+import dataclasses
+
+import pytest
+import torch
+from alexshard.shards import WrongCall
+from alexshard.trainer import Machine, Recipe, measure_demand
+
+
+def test_auto_is_a_gpu_where_there_is_one():
+    assert Machine.choose("auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_two_devices_are_two_towers_and_may_be_one_and_the_same():
+    machine = Machine.choose(devices=["cpu", "cpu"])
+
+    assert [str(device) for device in machine.devices] == ["cpu", "cpu"]
+    assert machine.describe()["devices"] == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"device": "gpu0"}, "'gpu0' is no device"),
+        ({"device": "mps"}, "no support for the device 'mps'"),
+        ({"device": "cuda:99"}, "the device cuda:99 is not there"),
+        ({"devices": ["cpu"]}, "--devices names 1 devices"),
+        ({"devices": ["cpu", "cpu", "cpu"]}, "--devices names 3 devices"),
+        ({"threads": 0}, "0 threads"),
+    ],
+)
+def test_a_device_that_cannot_be_used_is_a_wrong_call(wrong, message):
+    with pytest.raises(WrongCall, match=message) as refused:
+        Machine.choose(**wrong)
+
+    assert refused.value.exit_code == 2
+
+
+def test_demand_is_one_rate_for_each_repeat():
+    recipe = dataclasses.replace(Recipe.original(), width=0.125)
+
+    rates = measure_demand(recipe, num_classes=10, side=64, device="cpu", batch_size=8, repeats=4)
+
+    assert len(rates) == 4
+    assert all(rate > 0 for rate in rates)

@@ -1,0 +1,107 @@
+"""The presets' constants, and recipes as values: changed, refused, written and read back."""
+
+import dataclasses
+import json
+
+import pytest
+from alexshard.shards import WrongCall
+from alexshard.trainer import PRESETS, Recipe, differences
+
+
+def test_original_has_the_constants_of_the_page():
+    recipe = Recipe.original()
+
+    assert (recipe.lrn_n, recipe.lrn_k, recipe.lrn_a) == (5, 2, 1e-4 / 5)
+    assert (recipe.same_map_n, recipe.same_map_k, recipe.same_map_a) == (5, 1, 0.001 / 25)
+    assert recipe.layer1_order == "lrn-pool-relu"
+    assert recipe.init_std == (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)
+    assert (recipe.augment, recipe.order, recipe.mean, recipe.mean_crop) == (
+        "original",
+        "stored",
+        "image",
+        "centre",
+    )
+    assert (recipe.epochs, recipe.schedule_epochs) == (93, 93)
+
+
+def test_paper_has_the_constants_of_the_text():
+    recipe = Recipe.paper()
+
+    assert (recipe.lrn_n, recipe.lrn_k, recipe.lrn_a) == (5, 2, 1e-4)
+    assert recipe.same_map_a is None
+    assert recipe.layer1_order == "relu-lrn-pool"
+    assert recipe.init_std == (0.01,) * 8
+    assert (recipe.augment, recipe.order, recipe.mean, recipe.mean_crop) == ("paper", "global", "image", "own")
+    assert (recipe.epochs, recipe.schedule_epochs) == (90, 90)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_the_presets_share_is_that_of_section_5(preset):
+    recipe = PRESETS[preset]()
+
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay) == (128, 0.9, 0.0005)
+    assert (recipe.dropout, recipe.width, recipe.conv1_pad) == (True, 1, "bottom-right")
+    assert recipe.init_bias == (0, 1, 0, 1, 1, 1, 1, 0)
+    assert recipe.learning_rate == 0.01
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_recipe_survives_json(preset):
+    recipe = dataclasses.replace(PRESETS[preset](), width=0.25, max_steps=7, seed=2**32 - 1)
+
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@pytest.mark.parametrize("change", [{"colour": "red"}, {"schedule": [{"after_weeks": 1}]}, {"preset": "vgg"}])
+def test_a_recipe_of_another_kind_is_refused(change):
+    with pytest.raises(WrongCall):
+        Recipe.from_json(Recipe.original().to_json() | change)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("width", 0),
+        ("width", float("nan")),
+        ("batch_size", 0),
+        ("epochs", 0),
+        ("max_steps", 0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("augment", "torchvision"),
+        ("conv1_pad", "same"),
+        ("init_std", (0.01,)),
+        ("schedule", ()),
+        ("schedule", Recipe.original().schedule[1:]),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(WrongCall, match="init|" + field.replace("_", " ")) as refused:
+        dataclasses.replace(Recipe.original(), **{field: value})
+
+    assert refused.value.exit_code == 2
+
+
+def test_another_first_rate_scales_every_rate_and_thaws_nothing():
+    segments = Recipe.original().with_learning_rate(0.005).schedule
+
+    assert [s.weights for s in segments] == pytest.approx([5e-3, 5e-4, 5e-5, 5e-5, 5e-5, 5e-6])
+    assert [s.biases for s in segments] == pytest.approx([0.01, 0.001, 0.001, 0.001, 0.001, 0.001])
+    assert [s.conv1_weights for s in segments[-2:]] == [None, None]
+    assert [s.jitter for s in segments] == [True, True, True, False, False, False]
+
+
+def test_a_constant_rate_is_the_first_one_to_the_end():
+    assert Recipe.original().with_constant_rate().schedule == Recipe.original().schedule[:1]
+
+
+def test_a_smaller_bias_replaces_the_ones_alone_and_the_last_word_holds():
+    recipe = Recipe.paper().with_initial_bias(0.5).with_initial_bias(0.1)
+
+    assert recipe.init_bias == (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0)
+
+
+def test_differences_name_each_field_with_both_values():
+    other = dataclasses.replace(Recipe.original(), width=0.5, seed=3)
+
+    assert differences(Recipe.original(), other) == ["width: 1.0 → 0.5", "seed: 0 → 3"]
