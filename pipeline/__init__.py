@@ -10,11 +10,13 @@ from .draws import Draws, draw
 from .errors import GraphFailed, NoDali, OtherState, StaleIteration, UndecodableSample
 from .loader import Loader
 from .order import Sharing, Span, epoch_order
+from .stages import STAGES, Stages
 
 __all__ = [
     "AUGMENTATIONS",
     "ORIGINAL",
     "PAPER",
+    "STAGES",
     "Augmentation",
     "Batch",
     "Draws",
@@ -24,6 +26,7 @@ __all__ = [
     "OtherState",
     "Sharing",
     "Span",
+    "Stages",
     "StaleIteration",
     "UndecodableSample",
     "crop_side",

@@ -142,7 +142,7 @@ class Graph:
     """A built graph; one run at a time, begun and collected, so that the next batch is read while it computes."""
 
     def __init__(self, plan: GraphPlan) -> None:
-        self._plan = plan
+        self.plan = plan
         self._fed: Inputs | None = None  # keeps the memory that DALI reads from
         try:
             self._pipeline = build_pipeline(plan)
@@ -151,7 +151,7 @@ class Graph:
 
     def begin(self, inputs: Inputs) -> None:
         """Start a run; `collect` waits for it."""
-        plan, pipeline, treated = self._plan, self._pipeline, inputs.treated
+        plan, pipeline, treated = self.plan, self._pipeline, inputs.treated
         self._fed = inputs
         try:
             pipeline.feed_input("images", inputs.images)
@@ -174,7 +174,7 @@ class Graph:
             self._pipeline.release_outputs()  # of the executor's own reference; ours keeps the memory
             return output.as_tensor()
         except _DALI_ERRORS as error:
-            raise _failed("run", error, self._plan) from error
+            raise _failed("run", error, self.plan) from error
         finally:
             self._fed = None
 

@@ -159,7 +159,7 @@ class Loader:
                 where=str(self.shard_set.path),
                 remedy=f"a batch of at most {self.num_samples // world_size:,} a rank, or drop_last=False",
             )
-        self._order = order
+        self.order = order
         self._treatment = Treatment(
             augmentation=AUGMENTATIONS[augment] if augment else None,
             slack=self._slack,
@@ -194,8 +194,9 @@ class Loader:
                 central_mean=central_mean,
             )
         )
+        self.threads, self.decoder = threads, decoder
         self._floats = output == "float32"
-        self._prefetch = prefetch
+        self.prefetch = prefetch
         self._position = 0  # of the next batch to deliver, in samples of the whole epoch
         self._running: ReadAhead[_Delivery] | None = None
         self._closed = False
@@ -226,7 +227,7 @@ class Loader:
         self._stop()
         if self._sharing.steps(self._position) == 0:
             self.epoch, self._position = self.epoch + 1, 0
-        running = self._running = ReadAhead(self._deliveries(self.epoch, self._position), self._prefetch)
+        running = self._running = ReadAhead(self._deliveries(self.epoch, self._position), self.prefetch)
         return self._batches(running)
 
     def _batches(self, running: ReadAhead[_Delivery]) -> Iterator[Batch]:
@@ -249,7 +250,7 @@ class Loader:
 
     def _deliveries(self, epoch: int, position: int) -> Generator[_Delivery, None, None]:
         """In the background thread: while the graph works on one batch, the next one's images are read."""
-        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch, order=self._order)
+        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch, order=self.order)
         begun: _Delivery | None = None
         try:
             for span in self._sharing.spans(position):
@@ -353,7 +354,7 @@ class Loader:
             "shard_set": self.shard_set.digest,
             "split": self.split,
             "seed": self.seed,
-            "order": self._order,
+            "order": self.order,
         }
 
     def _stop(self) -> None:
