@@ -1,7 +1,7 @@
 """What all tests share: where the real images lie, and sources and shard sets made once a session.
 
-Tests on the drawn sample set pass in anyone's clone; tests that ask for `shared` or `assembled` use real images and
-skip, saying so, where these are not there.
+Tests on the drawn sample set pass in anyone's clone; tests that ask for `shared` or `assembled` use real images
+and skip, saying so, where these are not there.
 """
 
 from __future__ import annotations
