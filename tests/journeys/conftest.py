@@ -13,8 +13,6 @@ import pytest
 
 from tests.conftest import ROOT
 
-Type = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 class Desk:
     """A working folder in which commands are typed."""
@@ -24,9 +22,7 @@ class Desk:
 
     def type(self, line: str, *, expect: int = 0) -> subprocess.CompletedProcess[str]:
         """Run one line, split as a shell splits it; `tools/…` is the clone's. Its exit code must be `expect`."""
-        words = shlex.split(line)
-        if words[0].startswith("tools/"):
-            words[0] = str(ROOT / words[0])
+        words = [str(ROOT / word) if word.startswith("tools/") else word for word in shlex.split(line)]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             words, cwd=self.folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False

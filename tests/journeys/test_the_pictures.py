@@ -20,7 +20,8 @@ from PIL import Image
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF|Truncated File Read|Tag data larger:UserWarning")
 
 CELLS = 16  # pictures are compared as so many by so many mean colours
-LEVELS = 4  # of 255, mean over the cells: a picture and its packed form differ by 2.5 at most, two pictures by 10 and more
+# Mean difference over the cells, of 255; a picture and its packed form differ by 2.5 at most, others by 10.
+LEVELS = 4
 
 
 def files(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:

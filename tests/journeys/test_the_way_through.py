@@ -114,11 +114,27 @@ def test_an_ended_run_goes_on_where_it_ended(trained):
     assert steps[-1] == 8
 
 
-def test_the_loader_is_profiled_with_a_verdict(drawn_desk):
-    told = json.loads(drawn_desk.type("tools/bench_loader --json").stdout)
+SHORT = "--repeats 2 --seconds 0.05 --width 0.125 -b 32"
+
+
+@pytest.mark.parametrize("call", ["tools/bench_loader", "python tools/bench_loader"])
+def test_the_loader_is_profiled_by_stage_with_a_verdict(drawn_desk, call):
+    told = json.loads(drawn_desk.type(f"{call} {SHORT} --json").stdout)
 
     assert told["schema"] == 1
-    assert "verdict" in told
+    assert [stage["stage"] for stage in told["stages"]] == ["bytes", "decode", "augment", "device"]
+    for measured in [*told["stages"], told["demand"]]:
+        rate = measured["images_per_s"]
+        assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+        assert len(rate["runs"]) == 2
+    assert told["verdict"]["bottleneck"] in {"bytes", "decode", "augment", "device", "trainer"}
+    assert told["versions"]["dali"]
+
+
+def test_the_profile_ends_with_one_line_of_verdict(drawn_desk):
+    last = drawn_desk.type(f"tools/bench_loader --shards shards/ilsvrc {SHORT}").stdout.rstrip().splitlines()[-1]
+
+    assert "is the limit" in last
 
 
 def test_two_shard_sets_under_shards_are_listed_and_refused(make_desk):
