@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from .augment import Places
+from .treatment import Treated
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +30,23 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+def assemble(
+    images: torch.Tensor, treated: Treated, views: Places, *, labels: NDArray[np.int64], keys: list[str]
+) -> Batch:
+    """The batch of `images`; everything that belongs to them goes to their device."""
+    crop, mirror = np.stack([treated.y, treated.x], axis=-1), treated.mirror
+    if views:
+        places = np.array([(y, x) for y, x, _ in views])
+        crop = np.broadcast_to(places, (len(keys), *places.shape))
+        mirror = np.broadcast_to(np.array([mirrored for *_, mirrored in views]), crop.shape[:2])
+    return Batch(
+        images=images,
+        labels=torch.tensor(labels, device=images.device),
+        keys=keys,
+        crop=torch.tensor(crop, device=images.device),
+        mirror=torch.tensor(mirror, device=images.device),
+        offset=torch.tensor(treated.jitter, device=images.device),
+        scale=1.0 / treated.divisor,
+    )

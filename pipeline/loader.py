@@ -21,16 +21,15 @@ from torch.utils.dlpack import from_dlpack
 from ..shards import ShardSet, WrongCall
 from .ahead import ReadAhead
 from .augment import AUGMENTATIONS, Places, centre, crop_side, ten_views
-from .batch import Batch
+from .batch import Batch, assemble
 from .bytes import StoredImages
 from .checks import check_call, usable_device
 from .decode import image_source
-from .errors import OtherState, StaleIteration
+from .errors import StaleIteration
 from .graph import Graph, GraphPlan, Inputs
 from .order import Sharing, Span, epoch_order
+from .state import STATE_VERSION, position_of
 from .treatment import Treated, Treatment
-
-STATE_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,24 +289,13 @@ class Loader:
             images = from_dlpack(delivery.output)
             if not self._floats:
                 images = images.movedim(-1, -3)
-        mirror = treated.mirror
-        place = np.stack([treated.y, treated.x], axis=-1)
-        if self._views:
-            places = np.array([(y, x) for y, x, _ in self._views])
-            place = np.broadcast_to(places, (len(samples), *places.shape))
-            mirror = np.broadcast_to(np.array([mirrored for *_, mirrored in self._views]), place.shape[:2])
-        return Batch(
-            images=images,
-            labels=self._to_device(self._index.label[samples]),
+        return assemble(
+            images,
+            treated,
+            self._views,
+            labels=self._index.label[samples],
             keys=[self._index.keys[sample] for sample in samples],
-            crop=self._to_device(place),
-            mirror=self._to_device(mirror),
-            offset=self._to_device(treated.jitter),
-            scale=1.0 / treated.divisor,
         )
-
-    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.tensor(array, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this loader is: a few numbers and words, ready for JSON.
@@ -326,25 +314,9 @@ class Loader:
         Raises:
             OtherState: the state is of another shard set, split, seed, order or version.
         """
-        for name, here in self._identity().items():
-            if state.get(name) != here:
-                raise OtherState(
-                    f"the loader's state has {name} {state.get(name)!r}, this loader has {here!r}",
-                    where=str(self.shard_set.path),
-                    why="the samples not yet seen would be others",
-                    remedy=f"open the loader with the same {name}, or start from a new state",
-                )
-        epoch, position = state.get("epoch"), state.get("position")
-        if not (
-            isinstance(epoch, int)
-            and isinstance(position, int)
-            and 0 <= epoch < 2**32
-            and 0 <= position <= self.num_samples
-        ):
-            raise OtherState(
-                f"the loader's state has epoch {epoch!r} and position {position!r}, "
-                f"and {self.split} has {self.num_samples:,} samples"
-            )
+        epoch, position = position_of(
+            state, identity=self._identity(), num_samples=self.num_samples, where=str(self.shard_set.path)
+        )
         self._stop()
         self.epoch, self._position = epoch, position
 
