@@ -159,21 +159,14 @@ def plan_sample(counts: Mapping[str, int], num_classes: int, seed: int) -> Plan:
             Member(split, int(label), int(number), name)
             for label, number, name in zip(labels, numbers, names, strict=True)
         ]
-        # A split with fewer images than oddities has only the first of them; EXPECTED.json tells.
         special = iter([members[split][place] for place in rng.permutation(counts[split])])
-        for manner in (manner for spoiled_split, manner in SPOILED if spoiled_split == split):
-            for member in _next(special):
-                member.spoiled = manner
-        for oddity in ODDITIES[split]:
-            for member in _next(special):
-                member.oddity = oddity
+        # A split with fewer images than these has only the first of them; EXPECTED.json tells.
+        manners = [manner for spoiled_split, manner in SPOILED if spoiled_split == split]
+        for manner, member in zip(manners, special, strict=False):
+            member.spoiled = manner
+        for oddity, member in zip(ODDITIES[split], special, strict=False):
+            member.oddity = oddity
     return Plan(seed, classes, shown, rng.permutation(num_classes).tolist(), members)
-
-
-def _next(members: Iterator[Member]) -> list[Member]:
-    """The next member, if there is one."""
-    member = next(members, None)
-    return [] if member is None else [member]
 
 
 # --------------------------------------------------------------------------
