@@ -204,3 +204,13 @@ def test_a_damaged_archive_is_listed_or_refused_but_never_read_beyond_its_end(co
         return
 
     assert all(0 <= member.offset <= member.offset + member.size <= len(data) for member in found)
+
+
+def test_a_checksum_over_signed_bytes_is_accepted():
+    data = bytearray(tar_of([("é.JPEG", b"image")]))
+    blank = data[:148] + b" " * 8 + data[156:512]
+    signed = sum(byte - 256 * (byte > 127) for byte in blank)
+    data[148:156] = b"%06o\0 " % signed
+
+    assert signed != sum(blank)
+    assert [member.name for member in listed(bytes(data))] == ["é.JPEG"]

@@ -130,6 +130,8 @@ def unique_keys(names: list[str]) -> list[str]:
     ['cat-1', 'dog-1', 'dog-two_words', 'two-words', 'dog-two_words-2']
     """
     keys = [safe_key(_stem(name.rpartition("/")[2])) for name in names]
+    if len({key.lower() for key in keys}) == len(keys):
+        return keys
     uses = Counter(key.lower() for key in keys)
     for i, name in enumerate(names):
         if uses[keys[i].lower()] > 1 and "/" in name:

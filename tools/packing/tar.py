@@ -160,8 +160,9 @@ def _header(file: BinaryIO, position: int, end: int, where: str) -> bytes:
     except ValueError:
         stored = -1
     blank = header[:148] + b" " * 8 + header[156:]
+    unsigned = sum(blank)
     # Some old tars summed the bytes as signed characters.
-    if stored not in (sum(blank), sum(blank) - 256 * sum(byte > 127 for byte in blank)):
+    if stored != unsigned and stored != unsigned - 256 * sum(byte > 127 for byte in blank):
         raise _damaged(f"no tar header ({_looks_like(header)})", position, where)
     return header
 

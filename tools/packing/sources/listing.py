@@ -10,7 +10,7 @@ import stat
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from ....shards import NO_LABEL, AlexshardError, ClassEntry, Split
@@ -119,10 +119,10 @@ def bare_name(name: str) -> str | None:
     >>> bare_name("val/ILSVRC2010_val_00000001.JPEG"), bare_name("../x.JPEG"), bare_name("/x.JPEG")
     ('ILSVRC2010_val_00000001.JPEG', None, None)
     """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or not path.name:
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or "\0" in name or parts[-1] in ("", "."):
         return None
-    return path.name
+    return parts[-1]
 
 
 def add_files(
