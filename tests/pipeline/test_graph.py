@@ -146,10 +146,18 @@ if how == "forget":
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [("abandon", 0), ("raise", 3), ("forget", 0), ("interrupt", -signal.SIGINT)]
+    ("encoding", "how", "code"),
+    [
+        ("raw", "abandon", 0),
+        ("jpeg", "abandon", 0),
+        ("raw", "raise", 3),
+        ("jpeg", "forget", 0),
+        ("jpeg", "interrupt", -signal.SIGINT),
+    ],
 )
-def test_leaving_in_the_middle_of_an_epoch_ends_the_process(jpeg_set, how, code):
-    command = [sys.executable, "-W", "error", "-c", LEAVE, str(jpeg_set.path), how]
+def test_leaving_in_the_middle_of_an_epoch_ends_the_process(raw_set, jpeg_set, encoding, how, code):
+    pictures = raw_set if encoding == "raw" else jpeg_set
+    command = [sys.executable, "-W", "error", "-c", LEAVE, str(pictures.path), how]
     done = subprocess.run(command, timeout=60, capture_output=True, text=True, env=os.environ, check=False)
 
     assert done.returncode == code, done.stderr

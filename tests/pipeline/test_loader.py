@@ -145,6 +145,26 @@ def test_a_loader_resumed_anywhere_gives_exactly_the_rest(raw_set, seed, taken, 
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(got, whole, strict=False))
 
 
+def test_an_iteration_left_early_does_not_mix_into_the_next(raw_set):
+    pixels = dict(zip(raw_set.keys["train"], raw_set.pixels["train"], strict=True))
+    seen = []
+    with Loader(raw_set.path, batch_size=10, augment=None, output="uint8") as loader:
+        while len(seen) < 70:
+            batch = next(iter(loader))
+            seen += batch.keys
+            for key, image in zip(batch.keys, batch.images, strict=True):
+                assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(pixels[key][5:69, 5:69]))
+
+    assert len(set(seen)) == 70
+
+
+def test_every_rank_is_at_the_same_position(raw_set):
+    for rank in range(3):
+        with Loader(raw_set.path, batch_size=10, rank=rank, world_size=3) as loader:
+            next(iter(loader))
+            assert loader.state_dict()["position"] == 30
+
+
 def test_what_was_read_ahead_does_not_count_as_delivered(raw_set):
     with Loader(raw_set.path, batch_size=10, prefetch=4) as loader:
         assert loader.state_dict()["position"] == 0
