@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+# As `alextrain` does, before torch is imported: spinning threads make tests beside other work far slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
