@@ -46,11 +46,10 @@ class _Delivery:
 class Loader:
     """Batches of a shard set's split, as the presets `paper` and `original` make them.
 
-    >>> from alexshard.pipeline import Loader  # doctest: +SKIP
-    >>> with Loader("shards/", batch_size=128) as loader:  # doctest: +SKIP
-    ...     for epoch in range(90):
-    ...         for batch in loader:
-    ...             train(batch.images, batch.labels)
+        with Loader("shards/", batch_size=128) as loader:
+            for epoch in range(90):
+                for batch in loader:
+                    train(batch.images, batch.labels)
 
     `iter` runs the current epoch from its position, then the epoch is the next one. Order and draws are functions
     of seed, epoch and position: the same on any number of ranks, and at once after `load_state_dict`.

@@ -24,12 +24,7 @@ STAGES = ("bytes", "decode", "augment", "device")
 
 
 class Stages:
-    """Runs one stage of a loader for a while. The loader must not be iterated over meanwhile.
-
-    >>> with Loader("shards/") as loader:  # doctest: +SKIP
-    ...     stages = Stages(loader)
-    ...     stages.images_per_s("decode", seconds=1.0)
-    """
+    """Runs one stage of a loader for a while. The loader must not be iterated over meanwhile."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

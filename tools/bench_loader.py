@@ -19,6 +19,9 @@ from ..shards import AlexshardError, ShardSet
 from .report import json_on_failure, print_json
 from .terminal import CliCommand, Progress, facts, signals_raise, table
 
+# As `alextrain` does, before torch is imported: else the demand measured here is not the trainer's.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 MEANING = {
     "bytes": "stored bytes read, one thread",
     "decode": "+ decode",
