@@ -263,7 +263,7 @@ def test_beyond_max_bad_nothing_remains_but_the_list_of_reasons(tmp_path, worker
 
     kept = tmp_path / "set" / WORK_NAME / "quarantine.jsonl"
     assert caught.value.where == str(kept)
-    assert files_of(tmp_path / "set").keys() == {f"{WORK_NAME}/{name}" for name in ("build.json", kept.name)}
+    assert files_of(tmp_path / "set").keys() == {f"{WORK_NAME}/{name}" for name in ("lock", kept.name)}
     assert {json.loads(line)["name"] for line in kept.read_text().splitlines()} == {
         f"n00000001_{i}.JPEG" for i in range(3)
     }
@@ -358,7 +358,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, name):
 def test_a_build_that_was_killed_is_started_afresh(tmp_path):
     source, out = ilsvrc(tmp_path / "source"), tmp_path / "set"
     pack(source, tmp_path / "whole")
-    for name in (f"{WORK_NAME}/build.json", f"{WORK_NAME}/train-000000.tar.part", "train-000007.tar"):
+    for name in (f"{WORK_NAME}/lock", f"{WORK_NAME}/train-000000.tar.part", "train-000007.tar"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(b"half")
 

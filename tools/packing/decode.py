@@ -22,7 +22,7 @@ from PIL import Image, features
 
 from ...shards import AlexshardError
 
-STORED_LIMIT = 64_000_000  # bytes of one source image, inflated or not; ILSVRC's largest has 15 MB
+STORED_LIMIT = 64_000_000  # bytes of one source image, inflated or not: more than a photograph has
 PIXEL_LIMIT = 100_000_000  # checked in the header, before memory is taken
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")

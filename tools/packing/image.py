@@ -18,8 +18,6 @@ from PIL import Image
 
 from ...shards import ImageFormat, ppm_bytes
 
-_SUBSAMPLINGS = {"4:2:0": "420", "4:2:2": "422", "4:4:4": "444"}
-
 
 def kept_box(width: int, height: int, side: int) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of the kept square in the coordinates of the source image.
@@ -55,6 +53,6 @@ def encoded(pixels_HWC: NDArray[np.uint8], image_format: ImageFormat) -> bytes:
         np.ascontiguousarray(pixels_HWC),
         quality=image_format.quality,
         colorspace="RGB",
-        colorsubsampling=_SUBSAMPLINGS[image_format.subsampling or "4:2:0"],
+        colorsubsampling=str(image_format.subsampling).replace(":", ""),
     )
     return data

@@ -30,7 +30,7 @@ from ...shards import (
 from .sources import Refusal
 
 WORK_NAME = ".build"
-_MARK_NAME = "build.json"  # says that OUT is ours; written before anything else
+_MARK_NAME = "lock"  # says that OUT is ours and holds the lock; made before anything else
 _OURS = re.compile(
     rf"((train|val|test)-\d{{6}}\.(tar|idx)|{SAMPLES_NAME}|{MEAN_IMAGE_NAME}|{QUARANTINE_NAME}|{SUMS_NAME}|"
     rf"{MANIFEST_NAME})({re.escape(PART_SUFFIX)})?"

@@ -20,7 +20,7 @@ from ...shards import KEY_LENGTH, ImageFormat, ShardName, Split, safe_key, store
 from .sources import Images, Listing
 
 SHARD_BYTES = 128_000_000  # what a shard is to have by default
-FEWEST_SHARDS = 4  # of the largest split by default, so that small sets too keep several workers busy …
+FEWEST_SHARDS = 4  # of a split by default, so that small sets too keep several workers busy …
 FEWEST_SAMPLES = 250  # … as long as shards have this many samples
 
 # Bytes of a JPEG per pixel at 4:2:0, by quality, without its 623 bytes of tables: mean over the 84 full-size

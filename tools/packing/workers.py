@@ -9,9 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -72,8 +74,10 @@ def pack_shards(plans: Iterator[ShardPlan], job: Job, *, workers: int, on_progre
                 on_image=lambda refusal: on_progress(1, [refusal] if refusal else []),
             )
         return
-    crew = [_Worker(job) for _ in range(workers)]
+    crew: list[_Worker] = []
     try:
+        with _interrupts_ignored():
+            crew.extend(_Worker(job) for _ in range(workers))
         for worker in crew:
             worker.start_next(plans)
         while busy := {worker.pipe: worker for worker in crew if worker.plan is not None}:
@@ -90,6 +94,22 @@ def pack_shards(plans: Iterator[ShardPlan], job: Job, *, workers: int, on_progre
         for worker in crew:
             worker.process.join()
             worker.pipe.close()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Within the block new processes inherit that Ctrl-C is none of their business, from their first moment.
+
+    It reaches the whole group of processes, and the coordinator alone decides what it means.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say so, and only it gets the interrupt
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Worker:
@@ -135,8 +155,6 @@ class _Worker:
 
 def _work(pipe: Connection, job: Job) -> None:
     """A worker: pack what comes down the pipe until it ends."""
-    # Ctrl-C reaches the whole group of processes; the coordinator alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     coordinator = os.getppid()
     told, progress = time.monotonic(), _Progress()
 
