@@ -88,7 +88,7 @@ def run(
 
     Ctrl-C and SIGTERM finish the step and write a checkpoint; --resume goes on from it.
     """
-    from ..trainer import Checkpoint, Machine, RunFolder, train
+    from ..trainer import Checkpoint, Machine, RunFolder, train, validation_split
 
     if resume is not None and out is not None:
         raise WrongCall(
@@ -118,7 +118,8 @@ def run(
         )
         sys.exit(128 + outcome.stopped_by)
     click.echo(f"{outcome.step:,} steps done; network, figures and configuration are in {shown}. Next:")
-    click.echo(f"  alextrain eval {shown} --shards {shard_set.path}")
+    split = "" if validation_split(shard_set) else " --split train"
+    click.echo(f"  alextrain eval {shown} --shards {shard_set.path}{split}")
 
 
 @main.command("eval")

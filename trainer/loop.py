@@ -155,8 +155,8 @@ class _Run:
             self.stepper.sgd.load_state_dict(resume.optimiser)
             self.loader.load_state_dict(resume.loader)
             self.step, self.evaluated_step = resume.step, resume.evaluated_step
-        self.saved_step = self.step
-        folder.open(after_step=self.step)
+        self.saved = self.step, self.evaluated_step
+        folder.open(step=self.step, evaluated_step=self.evaluated_step)
         folder.write_config(self.plan.config())
         self.board = TensorBoard(folder.path, from_step=self.step + 1)
         self.reporter.say(
@@ -176,7 +176,7 @@ class _Run:
             while self.step < self.plan.last_step and not self.interrupt():
                 self._epoch()
                 self._evaluate_if_due()
-            self._save_if(self.step > self.saved_step or self.evaluated_step == self.step)
+            self._save_if((self.step, self.evaluated_step) != self.saved)
         finally:
             self.board.close()
         return Outcome(self.folder.path, self.step, self.plan.last_step, self.interrupt.signal, self.evaluation)
@@ -276,7 +276,10 @@ class _Run:
     def _save_if(self, due: bool) -> None:
         if not due:
             return
-        self._log_if(True)  # looks for losses that are not finite: a checkpoint is always of a sound network
+        self._log_if(True)
+        # The loss is that of the network before its last update, so the weights are looked at themselves.
+        if not all(part.isfinite().all() for parts in self.stepper.network.pieces().values() for part in parts):
+            raise Diverged(self.step, self.recipe, self.folder.checkpoint)
         Checkpoint(
             recipe=self.recipe,
             num_classes=self.plan.num_classes,
@@ -288,4 +291,4 @@ class _Run:
             network=self.stepper.network.state_dict(),
             optimiser=self.stepper.sgd.state_dict(),
         ).save(self.folder.checkpoint)
-        self.saved_step, self.saved_at = self.step, time.perf_counter()
+        self.saved, self.saved_at = (self.step, self.evaluated_step), time.perf_counter()

@@ -64,8 +64,8 @@ class RunFolder:
                 remedy=f"alextrain run --resume {self.path} to go on with it, or another --out",
             )
 
-    def open(self, *, after_step: int) -> None:
-        """Make the folder, or drop its figures after `after_step`: the run goes on there and writes them again.
+    def open(self, *, step: int, evaluated_step: int) -> None:
+        """Make the folder, or drop figures from after the state that the run goes on from: it writes them again.
 
         Raises:
             WrongCall: the folder cannot be made.
@@ -76,7 +76,8 @@ class RunFolder:
             raise WrongCall(
                 f"{self.path} cannot be made: {error.strerror}", remedy="name another by --out"
             ) from error
-        kept = [record for record in self.records() if record.step <= after_step]
+        last = {"train": step, "val": evaluated_step}
+        kept = [record for record in self.records() if record.step <= last[record.kind]]
         with appearing_whole(self.metrics) as file:
             file.writelines(_line(record).encode() for record in kept)
 

@@ -70,10 +70,25 @@ def test_eval_agrees_with_the_runs_own_last_evaluation(home):
     assert (found["step"], found["top1_error"]) == (last.step, last.top1_error)
 
 
+STEPS = 80
+
+
+def sixteen_epochs(home):
+    return ("--shards", home / "shards", "--epochs", 16, "--log-every", 1, "--eval-every", 0, *SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    done = alextrain("run", "--out", "whole", *sixteen_epochs(home), cwd=home)
+    assert done.returncode == 0, done.stderr
+    return RunFolder(home / "whole")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_not(home, tmp_path, number, code):
-    command = ("--shards", home / "shards", "--epochs", 30, "--log-every", 1, "--eval-every", 0, *SMALL)
-    whole = alextrain("run", "--out", tmp_path / "whole", *command, cwd=tmp_path)
+def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_not(
+    home, whole, tmp_path, number, code
+):
+    command = sixteen_epochs(home)
     process = subprocess.Popen(
         [sys.executable, "-m", "alexshard.tools.cli_alextrain", "run", "--out", "cut", *map(str, command)],
         cwd=tmp_path,
@@ -92,13 +107,13 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
         "run", "--resume", "cut", "--log-every", 1, "--eval-every", 0, "--threads", 1, cwd=tmp_path
     )
 
-    assert (whole.returncode, process.returncode, resumed.returncode) == (0, code, 0), said + resumed.stderr
-    assert 1 <= stopped < 150
+    assert (process.returncode, resumed.returncode) == (code, 0), said + resumed.stderr
+    assert 1 <= stopped < STEPS
     assert "alextrain run --resume cut --shards" in said
-    one, two = (Checkpoint.load(RunFolder(tmp_path / name).checkpoint) for name in ("whole", "cut"))
-    assert one.step == two.step == 150
+    one, two = (Checkpoint.load(run.checkpoint) for run in (whole, RunFolder(tmp_path / "cut")))
+    assert one.step == two.step == STEPS
     assert all(torch.equal(one.network[name], two.network[name]) for name in one.network)
-    one, two = ([r.loss for r in RunFolder(tmp_path / name).records()] for name in ("whole", "cut"))
+    one, two = ([record.loss for record in run.records()] for run in (whole, RunFolder(tmp_path / "cut")))
     assert one == two
 
 

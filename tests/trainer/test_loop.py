@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -115,6 +116,44 @@ def test_the_curves_are_in_tensorboard_files(whole):
     )
 
 
+def test_without_tensorboard_one_line_says_so_and_the_figures_are_the_same(
+    whole, small_set, tmp_path, monkeypatch
+):
+    recipe, folder, _, _ = whole
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+    train(dataclasses.replace(recipe, max_steps=2), small_set, tmp_path / "run", CPU, reporter=(told := Told()))
+
+    assert [line for line in told.said if "TensorBoard is not installed" in line] == told.said[-1:]
+    assert losses(tmp_path / "run")[:2] == losses(folder)[:2]
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_without_a_labelled_val_or_test_split_one_line_says_so(recipe, small_set, tmp_path):
+    manifest = small_set.manifest
+    alone = {"train": manifest.splits["train"]}
+    only_train = dataclasses.replace(small_set, manifest=dataclasses.replace(manifest, splits=alone))
+
+    outcome = train(
+        dataclasses.replace(recipe, max_steps=5), only_train, tmp_path / "run", CPU, reporter=(told := Told())
+    )
+
+    assert "no labelled val or test split: trained without evaluation" in told.said
+    assert outcome.evaluation is None
+
+
+def test_a_run_that_is_done_says_so_and_stays_as_it_is(whole, small_set):
+    recipe, folder, _, _ = whole
+    before = RunFolder(folder).checkpoint.stat().st_mtime_ns, losses(folder)
+    checkpoint = Checkpoint.load(RunFolder(folder).checkpoint)
+
+    outcome = train(recipe, small_set, folder, CPU, resume=checkpoint, reporter=(told := Told()))
+
+    assert outcome.step == 20
+    assert any("all its steps are done" in line for line in told.said)
+    assert (RunFolder(folder).checkpoint.stat().st_mtime_ns, losses(folder)) == before
+
+
 def test_one_seed_gives_the_same_bits_twice_and_another_seed_others(whole, small_set, tmp_path):
     recipe, folder, _, _ = whole
     train(recipe, small_set, tmp_path / "again", CPU, reporter=Told())
@@ -155,6 +194,7 @@ def test_lines_written_after_the_checkpoint_are_written_anew(whole, small_set, t
     run = RunFolder(tmp_path / "run")
     checkpoint = Checkpoint.load(run.checkpoint)
     run.append(dataclasses.replace(run.records()[-1], step=9, loss=123.0))
+    run.append(dataclasses.replace(run.records()[-1], kind="val", step=8, loss=123.0))
     with run.metrics.open("a") as file:
         file.write('{"kind": "train", "ep')  # as a killed process leaves it
 

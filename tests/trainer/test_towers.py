@@ -1,11 +1,12 @@
 """Two towers on two devices are the one-device network: values, gradients, state, and what crosses."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from alexshard.trainer import AlexNet, Recipe
+from alexshard.trainer import AlexNet, Recipe, towers
 from alexshard.trainer.dropout import Masks
 from alexshard.trainer.sgd import PaperSGD
 from alexshard.trainer.towers import TwoTowers
@@ -60,6 +61,22 @@ def test_twenty_steps_give_the_same_losses(pair, batch):
             yield loss.item()
 
     assert list(losses(pair[1])) == pytest.approx(list(losses(pair[0])), rel=1e-6)
+
+
+def test_58_624_activations_an_image_cross_and_only_into_conv3_and_the_fc_layers(monkeypatch):
+    crossed = []
+
+    def counting(parts, device):
+        crossed.append([tuple(part.shape[1:]) for part in parts])
+        return both(parts, device)
+
+    both = towers._both
+    monkeypatch.setattr(towers, "_both", counting)
+    TwoTowers(Recipe.original(), 1000, 224, ("meta", "meta")).eval()(torch.empty(1, 3, 224, 224, device="meta"))
+
+    maps2, maps5, hidden = (128, 13, 13), (128, 6, 6), (2048,)
+    assert crossed == [[maps2] * 2] * 2 + [[maps5] * 2] * 2 + [[hidden] * 2] * 2 + [[hidden] * 2]
+    assert sum(math.prod(parts[0]) for parts in crossed) == 58_624  # one of the two parts came from the other side
 
 
 def test_state_dicts_load_in_either_direction(pair):
