@@ -3,7 +3,7 @@
 The format byte by byte is in README.md beside this file.
 """
 
-from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall
+from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall, printable
 from .index import ImageIndex, IndexEntry, index_text, read_index
 from .manifest import (
     MANIFEST_NAME,
@@ -68,6 +68,7 @@ __all__ = [
     "is_key",
     "ppm_bytes",
     "ppm_pixels",
+    "printable",
     "read_index",
     "read_rows",
     "safe_key",

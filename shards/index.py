@@ -66,8 +66,9 @@ def read_index(path: Path, *, extension: str, labelled: bool) -> ImageIndex:
     if len(words) < 2 or words[0] != VERSION.encode():
         raise _corrupt(path, f"does not begin with {VERSION!r} and a count")
     samples, members = words[1], words[2:]
-    if not samples.isdigit() or len(members) != int(samples) * stride:
-        raise _corrupt(path, f"says {samples.decode(errors='replace')} samples, holds {len(members) / stride:g}")
+    if len(members) % stride or samples != str(len(members) // stride).encode():
+        said = samples[:20].decode("ascii", "replace")
+        raise _corrupt(path, f"says {said} samples, holds {len(members) / stride:g}")
     wanted = [extension.encode()] + ([LABEL_EXTENSION.encode()] if labelled else [])
     for place, word in enumerate(wanted):
         if set(members[place * WORDS_PER_MEMBER :: stride]) - {word}:
@@ -75,7 +76,7 @@ def read_index(path: Path, *, extension: str, labelled: bool) -> ImageIndex:
     try:
         offset, size = (np.array(members[word::stride], dtype="S20").astype(np.int64) for word in (1, 2))
         names = [name.decode("ascii") for name in members[3::stride]]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _corrupt(path, f"holds what is no number or no key: {error}") from error
     suffix = "." + extension
     return ImageIndex([name.removesuffix(suffix) for name in names], offset, size)

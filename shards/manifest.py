@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from .errors import BadManifest, NoShardSet
 from .naming import ShardName, Split
@@ -29,6 +30,7 @@ QUARANTINE_NAME = "quarantine.jsonl"
 _ZEROED = "0" * 64
 _DIGEST = re.compile(r'"digest": "([0-9a-f]{64})"')
 
+T = TypeVar("T")
 Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
 
@@ -148,7 +150,7 @@ class Manifest:
         """The manifest of a text, its digest checked."""
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise _bad(path, f"is no JSON: {error}") from None
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise _bad(path, f"is not one of {FORMAT}")
@@ -166,31 +168,42 @@ class Manifest:
             raise _bad(path, f"was altered after it was written: its digest is {actual}, it says {found[0]}")
         try:
             return _from_fields(fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _bad(path, f"lacks a field or has one of a wrong kind: {error!r}") from None
 
 
 def _from_fields(fields: dict[str, Any]) -> Manifest:
     splits = {}
     for name, split in fields["splits"].items():
-        shards = tuple(ShardEntry(**shard) for shard in split.pop("shards"))
+        shards = tuple(_entry(ShardEntry, shard) for shard in split.pop("shards"))
         for shard in shards:
             ShardName.parse(shard.name)
-        splits[Split(name).value] = SplitEntry(**split, shards=shards)
+        splits[Split(name).value] = _entry(SplitEntry, {**split, "shards": shards})
     numbers = dict(fields["statistics"])
     for key in ("channel_mean", "eigenvalues"):
         numbers[key] = tuple(map(float, numbers[key]))
     for key in ("covariance", "eigenvectors"):
         numbers[key] = tuple(tuple(map(float, row)) for row in numbers[key])
     return Manifest(
-        image=ImageFormat(**fields["image"]),
+        image=_entry(ImageFormat, fields["image"]),
         splits=splits,
-        classes=tuple(ClassEntry(**entry) for entry in fields["classes"]),
-        statistics=Statistics(**numbers),
+        classes=tuple(_entry(ClassEntry, entry) for entry in fields["classes"]),
+        statistics=_entry(Statistics, numbers),
         build=fields["build"],
         sums_sha256=fields["sums_sha256"],
         digest=fields["digest"],
     )
+
+
+def _entry(kind: type[T], fields: dict[str, Any]) -> T:
+    """One entry, its numbers and words of the kinds that they are declared as."""
+    for name, hint in get_type_hints(kind).items():
+        kinds = [part for part in get_args(hint) or (hint,) if isinstance(part, type)]
+        # In Python a bool is an int, in a manifest it is not.
+        plain = kinds and set(kinds) <= {int, str, bool, NoneType}
+        if plain and name in fields and type(fields[name]) not in kinds:
+            raise TypeError(f"{name} is {fields[name]!r}")
+    return kind(**fields)
 
 
 def _bad(path: Path, what: str) -> BadManifest:

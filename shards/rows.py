@@ -16,6 +16,8 @@ from .errors import CorruptShardSet
 from .sample import NO_LABEL
 
 COLUMNS = ("key", "label", "split", "shard", "original", "note", "crc32")
+_LABEL = re.compile(r"[0-9]{0,9}")
+_CRC32 = re.compile(r"[0-9a-f]{8}")
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _ESCAPED = str.maketrans(_ESCAPES)
 _ESCAPE = re.compile(r"\\.?")
@@ -42,6 +44,8 @@ class SampleRow:
     @classmethod
     def parse(cls, line: str) -> SampleRow:
         key, label, split, shard, original, note, crc32 = line.split("\t")
+        if _LABEL.fullmatch(label) is None or _CRC32.fullmatch(crc32) is None:
+            raise ValueError(f"label {label[:20]!r}, CRC-32 {crc32[:20]!r}")
         return cls(key, int(label or NO_LABEL), split, shard, _unescaped(original), note, int(crc32, 16))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import CorruptShardSet
+from .errors import CorruptShardSet, printable
 from .index import IndexEntry, index_text
 from .manifest import (
     MANIFEST_NAME,
@@ -44,7 +44,7 @@ class Problem:
     def __str__(self) -> str:
         at = "" if self.offset is None else f" at byte {self.offset}"
         of = "" if self.key is None else f", sample {self.key}"
-        return f"{self.file}{at}{of}: {self.what}"
+        return printable(f"{self.file}{at}{of}: {self.what}")
 
 
 def verify_shard_set(path: str | Path, *, on_file: Callable[[str, int], None] | None = None) -> list[Problem]:

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 import click
 
-from ..shards import AlexshardError
+from ..shards import AlexshardError, printable
 
 PLAIN_LINE_EVERY_S = 5.0
 
@@ -43,10 +44,13 @@ class CliCommand(click.Command):
 @contextmanager
 def exit_codes(ctx: click.Context) -> Iterator[None]:
     """Turn what leaves the block into a message on stderr and the exit code it stands for."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names in archives need not be valid UTF-8
     try:
         yield
     except AlexshardError as error:
-        click.echo(f"error: {error}", err=True)
+        _tell(f"error: {error}")
         ctx.exit(error.exit_code)
     except StoppedBySignal as stop:
         click.echo(f"stopped by {stop.signal.name}", err=True)
@@ -58,6 +62,16 @@ def exit_codes(ctx: click.Context) -> Iterator[None]:
         # The reader of stdout went away (`| head`): nothing more can be told to it, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         ctx.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        # What no caller could put into better words: a disk that filled, a file that was taken away.
+        where = f"\n  where: {error.filename}" if error.filename else ""
+        _tell(f"error: {error.strerror or error}{where}")
+        ctx.exit(1)
+
+
+def _tell(message: str) -> None:
+    """A message of several lines on stderr; names in it cannot act on the terminal."""
+    click.echo("\n".join(map(printable, message.split("\n"))), err=True)
 
 
 class StoppedBySignal(BaseException):

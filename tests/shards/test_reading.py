@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +125,70 @@ def test_a_manifest_from_the_future_is_refused_by_its_version(tiny: Tiny, tmp_pa
 
     with pytest.raises(BadManifest, match="format version 99, this alexshard reads version 1"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now"),
+    [
+        ('"side": 8', '"side": "8"'),
+        ('"samples": 7', '"samples": true'),
+        ('"labelled": true', '"labelled": 1'),
+        ('"synset": "a"', '"synset": null'),
+        ('"classes": [', '"classes": 5, "more": ['),
+    ],
+)
+def test_a_sealed_manifest_of_wrong_kinds_is_refused(tiny: Tiny, tmp_path: Path, was: str, is_now: str) -> None:
+    text = (tiny.path / "manifest.json").read_text(encoding="utf-8")
+    digest = re.search(r'"digest": "(\w{64})"', text)
+    assert digest is not None
+    assert was in text
+    blank = text.replace(was, is_now, 1).replace(digest[1], "0" * 64)
+    sealed = blank.replace("0" * 64, hashlib.sha256(blank.encode()).hexdigest())
+    (tmp_path / "manifest.json").write_text(sealed, encoding="utf-8")
+
+    with pytest.raises(BadManifest, match="lacks a field or has one of a wrong kind"):
+        Manifest.load(tmp_path)
+
+
+def test_a_manifest_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 200_000)
+
+    with pytest.raises(BadManifest, match="is no JSON"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now"),
+    [
+        ("ppm 512 ", "ppm 99999999999999999999 "),
+        ("ppm 512 ", "ppm -512 "),
+        ("ppm 512 ", "ppm 9223372036854775807 "),
+        (" 203 ", " -203 "),
+        (" 203 ", " x "),
+        ("v1.2 4", "v1.2 " + "4" * 5000),
+        ("v1.2 4", "v1.1 4"),
+    ],
+)
+def test_an_index_that_points_nowhere_is_refused(tiny: Tiny, tmp_path: Path, was: str, is_now: str) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(tiny.path, copy)
+    text = (copy / "train-000000.idx").read_text()
+    assert was in text
+    (copy / "train-000000.idx").write_text(text.replace(was, is_now, 1))
+
+    with pytest.raises(CorruptShardSet, match=r"the index train-000000\.idx"):
+        ShardSet.open(copy).index("train")
+
+
+@pytest.mark.parametrize("label", ["9" * 20, "7", "-1", "x"])
+def test_a_label_that_is_none_is_refused(tiny: Tiny, tmp_path: Path, label: str) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(tiny.path, copy)
+    text = (copy / "samples.tsv").read_text()
+    (copy / "samples.tsv").write_text(text.replace("train_0_0\t0\t", f"train_0_0\t{label}\t"))
+
+    with pytest.raises(CorruptShardSet, match=r"label"):
+        ShardSet.open(copy).index("train")
 
 
 def test_an_altered_manifest_is_refused(tiny: Tiny, tmp_path: Path) -> None:
