@@ -1,13 +1,15 @@
 # Every job has one target; `make help` lists them. Set-up is done by whichever target needs it first.
 SHELL := /bin/bash
 PYTHON ?= python3
-CUDA ?= cuda13
 DATA ?=
 
 VENV := .venv
+# Once set up, the choice stays: cuda13 unless CUDA=cuda12 was asked for.
+CUDA ?= $(or $(patsubst $(VENV)/ready-%,%,$(firstword $(wildcard $(VENV)/ready-*))),cuda13)
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(CUDA)
 TYPING := build/typing/alexshard
+OTHER_DALI := $(if $(filter cuda12,$(CUDA)),nvidia-dali-cuda130,nvidia-dali-cuda120)
 PILLOW_SIMD := pillow-simd==12.1.1.post0
 
 .DEFAULT_GOAL := help
@@ -23,6 +25,8 @@ $(READY): pyproject.toml setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "alexshard needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@# DALI's two builds hold the same files: the other one goes, with its mark, before this one comes.
+	@rm -f $(VENV)/ready-*; $(BIN)/pip uninstall --quiet --yes $(OTHER_DALI) 2> /dev/null || true
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,dev]'
 	@echo "compiling $(PILLOW_SIMD)"
 	@flags=$$(grep -qsw avx2 /proc/cpuinfo && echo ' -mavx2'); \
@@ -33,10 +37,10 @@ $(READY): pyproject.toml setup.cfg constraints.txt
 
 .PHONY: demo
 demo: setup ## the main job: draw a sample set (or DATA=/data/ilsvrc2010), build, verify, train, eval, bench
-	@PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo $(DATA)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo $(if $(DATA),"$(DATA)")
 
 .PHONY: test
-test: lint types ## everything that is checked in under 20 minutes
+test: lint types ## rules, types and every test but the slow ones
 	$(BIN)/pytest -m "not slow"
 
 .PHONY: test-slow

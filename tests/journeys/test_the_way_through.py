@@ -157,12 +157,27 @@ def test_a_source_that_is_none_is_a_wrong_call(make_desk):
     assert not (desk.folder / "shards").exists()
 
 
-@pytest.mark.slow  # two hundred steps take a minute and a half on two cores
-def test_the_drawn_classes_are_learnt(make_desk):
-    desk = make_desk("learn")
-    desk.type("alexshard sample drawn --train 1000 --val 200 --test 10")
-    desk.type("alexshard build drawn")
-    desk.type("alextrain run --shards shards/ --out runs/learn --width 0.25 -b 64 --max-steps 250 --device cpu")
-    told = json.loads(desk.type("alextrain eval runs/learn --shards shards/ --json").stdout)
+@pytest.mark.slow  # the whole of it takes four minutes on two cores
+def test_the_demo_goes_all_the_way_and_its_network_has_learnt(make_desk, monkeypatch):
+    desk = make_desk("demo")
+    monkeypatch.setenv("DEMO_DIR", str(desk.folder / "demo"))
+    said = desk.type("tools/demo").stdout
 
-    assert told["top1_error"] < 0.4  # chance is 0.9
+    commands = [words.split()[:2] for words in re.findall(r"\$ (\S+ \S+)", said)]
+    assert [command[1] for command in commands[:-1]] == ["sample", "build", "verify", "info", "run", "eval"]
+    assert commands[-1][0].endswith("tools/bench_loader")
+    error = re.search(r"top-1 error +(\S+) %", said)
+    assert error is not None
+    assert float(error[1]) < 40  # chance is 90
+    for folder in re.findall(r"^  (/\S+)$", said, re.MULTILINE):
+        assert any(Path(folder).iterdir())
+
+
+def test_the_demo_removes_nothing_that_it_did_not_make(make_desk, monkeypatch):
+    desk = make_desk("mine")
+    (desk.folder / "thesis.tex").write_text("years of work")
+    monkeypatch.setenv("DEMO_DIR", str(desk.folder))
+    done = desk.type("tools/demo", expect=2)
+
+    assert "is not a demo's" in done.stderr
+    assert (desk.folder / "thesis.tex").read_text() == "years of work"
