@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from ..shards import Split
+from ..shards import Split, printable
 from .packing import BuildPlan, BuildReport, Refusal
 from .terminal import byte_size, duration, facts, table
 
@@ -96,10 +96,10 @@ def summary_text(plan: BuildPlan, report: BuildReport, seconds: float) -> str:
 
 
 def _listed(remarks: Sequence[str], refusals: Sequence[Refusal]) -> list[str]:
-    bad = [f"{r.split}: {r.source}: {r.name}: {r.reason}" for r in refusals]
     parts = []
-    for title, lines in (("remarks", remarks), ("quarantined", bad)):
+    for title, items in (("remarks", remarks), ("quarantined", refusals)):
+        lines = [printable(str(item)) for item in items[:SHOWN]]
         if lines:
-            more = [f"and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else []
-            parts.append("\n  ".join((f"{title}:", *lines[:SHOWN], *more)))
+            more = [f"and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
+            parts.append("\n  ".join((f"{title}:", *lines, *more)))
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from ..shards import ImageFormat, Manifest, ShardSet, find_shard_set, verify_shard_set
+from ..shards import ImageFormat, Manifest, ShardSet, WrongCall, find_shard_set, verify_shard_set
 from . import info as info_report
 from .report import json_on_failure, print_json
 from .terminal import Cli, Progress, byte_size, signals_raise, table
@@ -55,9 +56,13 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 @click.argument("source", type=FOLDER)
 @click.option("--out", type=FOLDER, help="New folder for the shard set.  [default: shards/NAME-OF-SOURCE]")
 @click.option("--format", "encoding", type=click.Choice(["jpeg", "raw"]), default="jpeg", show_default=True)
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEG.")
+@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG.  [default: 90]")
 @click.option("--size", type=click.IntRange(8, 2048), default=256, show_default=True, help="Side in pixels.")
-@click.option("--samples-per-shard", type=click.IntRange(min=1), help="[default: what gives 50 to 300 MB]")
+@click.option(
+    "--samples-per-shard",
+    type=click.IntRange(min=1),
+    help="[default: what gives up to 128 MB; small sets are cut in four, or fewer of 250 samples]",
+)
 @click.option("--splits", help="Those to pack, as train,val.  [default: all that SOURCE has]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the order.")
 @click.option("-j", "--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one a core]")
@@ -78,7 +83,7 @@ def build(
     source: Path,
     out: Path | None,
     encoding: str,
-    quality: int,
+    quality: int | None,
     size: int,
     samples_per_shard: int | None,
     splits: str | None,
@@ -98,10 +103,12 @@ def build(
     """
     from . import build_report, packing
 
-    image = ImageFormat(size, encoding, *((quality, "4:2:0") if encoding == "jpeg" else (None, None)))
+    if encoding == "raw" and quality is not None:
+        raise WrongCall("--quality is of JPEG, and a raw set holds none", remedy="leave out one of the two")
+    image = ImageFormat(size, encoding, *((quality or 90, "4:2:0") if encoding == "jpeg" else (None, None)))
     settings = packing.BuildSettings(
         source=source,
-        out=out or Path("shards") / source.resolve().name,
+        out=out or Path("shards") / Path(os.path.abspath(source)).name,  # as typed: a link has its own name
         image=image,
         splits=packing.parse_splits(splits),
         samples_per_shard=samples_per_shard,

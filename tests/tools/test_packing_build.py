@@ -246,7 +246,9 @@ def test_max_bad_is_a_count_or_a_percentage_rounded_up(text, found, allowed):
     assert MaxBad.parse(text).allowed(found) == allowed
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "101%", "nan", "inf%", "many", "%"])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1.5", "101%", "nan", "inf%", "many", "%", "1_0", "1e2", "٥", "1e99999999"]
+)
 def test_max_bad_that_is_neither_is_a_wrong_call(text):
     with pytest.raises(WrongCall):
         MaxBad.parse(text)
@@ -507,6 +509,30 @@ def test_the_command_writes_to_shards_and_ends_with_the_next_command(tmp_path):
     assert verify_shard_set(tmp_path / "shards" / "tiny set") == []
 
 
+def test_the_default_output_is_called_what_the_person_typed(tmp_path):
+    ilsvrc(tmp_path / "downloaded-2024")
+    (tmp_path / "current").symlink_to("downloaded-2024")
+
+    done = command("current/", "--size", 32, cwd=tmp_path)
+
+    assert done.returncode == 0
+    assert verify_shard_set(tmp_path / "shards" / "current") == []
+
+
+def test_names_from_the_archive_cannot_act_on_the_terminal(tmp_path):
+    train = named_images()
+    train["n00000001"][0] = ("\x1b[2Jcleared.JPEG", b"text")
+    source = ilsvrc(tmp_path / "source", train)
+
+    refused = command(source, "--size", 32, "--max-bad", "0", cwd=tmp_path)
+    packed = command(source, "--size", 32, "--max-bad", "1", cwd=tmp_path)
+
+    assert (refused.returncode, packed.returncode) == (1, 0)
+    assert "\x1b" not in refused.stderr + packed.stdout
+    assert r"\x1b[2Jcleared.JPEG" in refused.stderr
+    assert r"\x1b[2Jcleared.JPEG" in packed.stdout
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     source = ilsvrc(tmp_path / "source")
     before = files_of(tmp_path)
@@ -525,6 +551,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
         (("nowhere",), 2, "error: SOURCE nowhere does not exist"),
         (("source", "--splits", "train,dev"), 2, "error: --splits: 'dev' is none of train, val, test"),
         (("source", "--max-bad", "lots"), 2, "error: --max-bad 'lots' is neither"),
+        (("source", "--format", "raw", "--quality", "80"), 2, "error: --quality is of JPEG"),
         (("source", "--quality", "0"), 2, "Invalid value for '--quality'"),
         (("source", "--statistics-from", "source"), 2, "error: "),
         (("empty",), 2, "error: empty holds nothing that is known here"),

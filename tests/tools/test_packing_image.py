@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from alexshard.shards import ImageFormat, ppm_pixels
-from alexshard.tools.packing.decode import PIXEL_LIMIT, STORED_LIMIT, BadImage, decode
+from alexshard.tools.packing.decode import PIXEL_LIMIT, STORED_LIMIT, STRAY_LIMIT, BadImage, decode
 from alexshard.tools.packing.image import central_square, encoded, kept_box
 from hypothesis import given
 from hypothesis import strategies as st
@@ -231,6 +231,37 @@ def test_stray_bytes_before_the_end_are_no_damage_but_a_cut_behind_them_is():
     assert differ(pixels, decode(SOUND)[0]) == 0
     with pytest.raises(BadImage):
         decode(stray[:-2])
+
+
+def test_more_than_a_few_stray_bytes_are_damage():
+    stray = SOUND[:-2] + bytes(STRAY_LIMIT + 9) + SOUND[-2:]  # the decoder swallows up to eight
+
+    with pytest.raises(BadImage, match="damaged JPEG: .* extraneous bytes"):
+        decode(stray)
+
+
+def test_stray_bytes_before_a_restart_marker_are_damage():
+    data = drawn.jpeg(3, 200, 160, restart_marker_blocks=4)
+    at = data.index(b"\xff\xd0")
+
+    with pytest.raises(BadImage, match="extraneous bytes before marker 0xd0"):
+        decode(data[:at] + bytes(3) + data[at:])
+
+
+def test_noise_in_the_middle_of_a_photograph_is_mostly_noticed():
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (200, 240, 3), dtype=np.uint8))
+    photograph = drawn.encoded(picture.resize((480, 400)), "JPEG", quality=90)
+    refused = 0
+    for _ in range(40):
+        data, at = bytearray(photograph), int(rng.integers(2000, len(photograph) - 2000))
+        data[at : at + 20] = rng.bytes(20)
+        try:
+            decode(bytes(data))
+        except BadImage:
+            refused += 1
+
+    assert refused >= 30
 
 
 @given(places=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20))

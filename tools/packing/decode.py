@@ -3,14 +3,16 @@
 in   bytes  JPEG (grey, YCbCr, RGB, CMYK, YCCK), PNG, BMP or WebP under any name, gzip-compressed or not
 out  pixels_HWC  uint8, RGB, 0..255, contiguous
 
-Decoding is strict: a JPEG that ends early or whose data is damaged is refused, never padded with grey. What
-the pixels do not need is ignored: EXIF orientation (as every ImageNet pipeline does, so some images lie on
-their side), colour profiles, alpha (dropped, the colour below stays). Of 16 bits the upper eight are kept.
+What the decoder finds damaged is refused: a JPEG that ends early is never padded with grey. But JPEG has no
+checksum, so some damage decodes to a wrong picture without a word. What the pixels do not need is ignored: EXIF
+orientation (as every ImageNet pipeline does, so some images lie on their side), colour profiles, alpha
+(dropped, the colour below stays). Of 16 bits the upper eight are kept.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import zlib
 
@@ -27,7 +29,11 @@ PIXEL_LIMIT = 100_000_000  # checked in the header, before memory is taken
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 # Warnings of libjpeg after which the whole picture is there; real archives hold such images.
-_HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "Invalid SOS parameters")
+_HARMLESS = ("unknown JFIF revision", "Invalid SOS parameters")
+# A careless writer leaves a byte or a few; twenty damaged ones inside a photograph leave dozens to hundreds, and
+# before a restart marker (d0 to d7) any number means that the picture went wrong.
+_STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x(?!d[0-7])")
+STRAY_LIMIT = 16
 
 
 class BadImage(AlexshardError):
@@ -55,13 +61,20 @@ def decode(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
             try:
                 pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
             except ValueError as error:
-                if not any(harmless in str(error) for harmless in _HARMLESS):
+                if not _is_harmless(str(error)):
                     raise BadImage(f"damaged JPEG: {error}") from None
                 notes += ("stray bytes",)
             else:
                 return pixels, (*notes, "grey") if colour_space == "Gray" else notes
     pixels, more = _decode_with_pillow(data)
     return pixels, notes + more
+
+
+def _is_harmless(warning: str) -> bool:
+    stray = _STRAY.search(warning)
+    if stray is not None:
+        return int(stray[1]) <= STRAY_LIMIT
+    return any(harmless in warning for harmless in _HARMLESS)
 
 
 def decoder_versions() -> dict[str, str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
-from ...shards import AlexshardError, WrongCall
+from ...shards import AlexshardError, WrongCall, printable
 from .sources import Refusal
 
 SHOWN = 5  # reasons in a message
+_NUMBER = re.compile(r"(?P<count>[0-9]{1,15})|(?P<percentage>[0-9]{1,3}(\.[0-9]{1,15})?) ?%")
 
 
 class TooManyBad(AlexshardError):
@@ -30,18 +32,12 @@ class MaxBad:
 
     @classmethod
     def parse(cls, text: str) -> MaxBad:
-        digits = text.strip().removesuffix("%").strip()
-        is_percentage = text.strip().endswith("%")
-        try:
-            number = Decimal(digits)
-        except InvalidOperation:
-            number = Decimal(-1)
-        whole = is_percentage or number == number.to_integral_value()
-        if not (number.is_finite() and number >= 0 and whole) or (is_percentage and number > 100):
+        number = _NUMBER.fullmatch(text)
+        if number is None or Decimal(number["percentage"] or 0) > 100:
             raise WrongCall(
                 f"--max-bad {text!r} is neither a count nor a percentage", remedy="for example 10 or 0.1%"
             )
-        return cls(number, is_percentage)
+        return cls(Decimal(number["count"] or number["percentage"]), number["count"] is None)
 
     def __str__(self) -> str:
         return f"{self.number.normalize():f}{'%' if self.is_percentage else ''}"
@@ -57,10 +53,7 @@ class MaxBad:
         """
         if len(refusals) <= self.allowed(found):
             return
-        first = "".join(
-            f"\n    {refusal.split}: {refusal.source}: {refusal.name}: {refusal.reason}"
-            for refusal in refusals[:SHOWN]
-        )
+        first = "".join(f"\n    {printable(str(refusal))}" for refusal in refusals[:SHOWN])
         raise TooManyBad(
             f"{len(refusals):,} bad images so far, and of {found:,} at most {self.allowed(found):,} may be "
             f"(--max-bad {self}):{first}",

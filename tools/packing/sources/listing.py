@@ -32,6 +32,9 @@ class Refusal:
     name: str  # as the source has it
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.split}: {self.source}: {self.name}: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Container:
