@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
-import weakref
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,31 +22,34 @@ class _End:
 class ReadAhead(Generic[T]):
     """Iterates over `items` as if directly; exceptions arrive where they would.
 
-    The thread ends when the items do, at the first exception, at `close`, when this object is forgotten, and
-    before the interpreter exits: it never keeps a process alive, and is never cut off in the middle of a call.
+    The thread starts with the first `next`: one that was never asked for anything holds nothing. It ends when the
+    items do, at the first exception, at `close` (whoever began owes that), and before the interpreter exits: it
+    never keeps a process alive, and is never cut off in the middle of a call.
     """
 
     def __init__(self, items: Generator[T, None, None], depth: int) -> None:
+        self._items = items
         self._queue: queue.Queue[T | _End] = queue.Queue(max(1, depth))
-        stop = threading.Event()
-        # The thread knows nothing of this object, so that forgetting it ends the thread. A daemon, since the
-        # interpreter waits for other threads before it runs finalizers.
-        thread = threading.Thread(
-            target=_run, args=(items, self._queue, stop), name="alexshard-read-ahead", daemon=True
-        )
-        self._close = weakref.finalize(self, _stop, self._queue, stop, thread)
-        thread.start()
+        self._stop = threading.Event()
+        # A daemon, since the interpreter waits for other threads before it runs anything at exit.
+        self._thread = threading.Thread(target=self._run, name="alexshard-read-ahead", daemon=True)
 
     @property
-    def closed(self) -> bool:
-        return not self._close.alive
+    def full(self) -> bool:
+        """Whether as many items are ready as may be."""
+        return self._queue.full()
 
     def __iter__(self) -> ReadAhead[T]:
         return self
 
     def __next__(self) -> T:
-        if self.closed:
+        if self._stop.is_set():
             raise StopIteration
+        if self._thread.ident is None:
+            # Functions at exit run last in, first out: whatever the items need and is there by now, DALI for one,
+            # which shuts its pipelines down at exit, outlives the thread.
+            atexit.register(self.close)
+            self._thread.start()
         item = self._queue.get()
         if not isinstance(item, _End):
             return item
@@ -56,38 +60,35 @@ class ReadAhead(Generic[T]):
 
     def close(self) -> None:
         """End the thread and wait for it; items read ahead are let go. May be called again."""
-        self._close()
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        atexit.unregister(self.close)
+        if threading.current_thread() is self._thread:  # it collected the garbage that held the iterator
+            return self._empty()
+        # The thread may be waiting for room. It looks at `_stop` after each item, so one emptied queue lets it go.
+        while self._thread.is_alive():
+            self._empty()
+            self._thread.join(0.05)
+        self._empty()
+        self._queue.put(_End())  # for a thread that waits for an item while another closes
 
+    def _empty(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
 
-def _run(items: Generator[T, None, None], out: queue.Queue[T | _End], stop: threading.Event) -> None:
-    end = _End()
-    try:
-        for item in items:
-            out.put(item)
-            del item  # else a batch would be kept until the next is ready
-            if stop.is_set():
-                break
-    except BaseException as error:  # whatever it is, the other side raises it
-        end = _End(error)
-    finally:
-        items.close()
-    if not stop.is_set():
-        out.put(end)
-
-
-def _stop(out: queue.Queue[T | _End], stop: threading.Event, thread: threading.Thread) -> None:
-    stop.set()
-    # The thread may be waiting for room. It looks at `stop` after each item, so one emptied queue lets it go.
-    while thread.is_alive():
-        _empty(out)
-        thread.join(0.05)
-    _empty(out)
-    out.put(_End())  # for a thread that waits for an item while another closes
-
-
-def _empty(out: queue.Queue[T | _End]) -> None:
-    try:
-        while True:
-            out.get_nowait()
-    except queue.Empty:
-        return
+    def _run(self) -> None:
+        end = _End()
+        try:
+            for item in self._items:
+                self._queue.put(item)
+                del item  # else a batch would be kept until the next is ready
+                if self._stop.is_set():
+                    break
+        except BaseException as error:  # whatever it is, the other side raises it
+            end = _End(error)
+        finally:
+            self._items.close()
+        if not self._stop.is_set():
+            self._queue.put(end)

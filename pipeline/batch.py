@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ class Batch:
 
     float32 images are finished: (pixels − mean + offset) · scale. uint8 images are the cropped and mirrored
     pixels, that formula left to whoever takes them; `crop` and `mirror` say which part of a mean image belongs.
+    All tensors are on one device; on a card they are ready for what is enqueued on the stream that was current.
     """
 
     images: torch.Tensor  # (N, 3, S, S), RGB; float32, or uint8 0..255 whose memory lies as (N, S, S, 3)
@@ -43,10 +45,16 @@ def assemble(
         mirror = np.broadcast_to(np.array([mirrored for *_, mirrored in views]), crop.shape[:2])
     return Batch(
         images=images,
-        labels=torch.tensor(labels, device=images.device),
+        labels=_on(images.device, labels),
         keys=keys,
-        crop=torch.tensor(crop, device=images.device),
-        mirror=torch.tensor(mirror, device=images.device),
-        offset=torch.tensor(treated.jitter, device=images.device),
+        crop=_on(images.device, crop),
+        mirror=_on(images.device, mirror),
+        offset=_on(images.device, treated.jitter),
         scale=1.0 / treated.divisor,
     )
+
+
+def _on(device: torch.device, array: NDArray[Any]) -> torch.Tensor:
+    """A copy of the array. To a card it is enqueued, by way of pinned memory, and nobody waits for it."""
+    tensor = torch.tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -3,14 +3,14 @@
     images ─► decode, or not ─► − own mean ─► crop, mirror, − offset, ÷ divisor ─► − central mean ─► out
               cpu or mixed      image mean    one fused operator, HWC → CHW       image mean
 
-The graph has no reader, no random operator and no state: everything comes in with each run. The same function
-builds the form for the cores and the form for a card.
+The graph has no reader, no random operator and no state: everything comes in with each run, but for the divisor,
+which changes once in a run: then the graph is built anew, with the central mean divided. The same function builds the
+form for the cores and the form for a card.
 
 in   images     uint8, N × (side, side, 3) pixels, or N JPEG files; never copied
      y, x       float32 (N,): place of the crop as a fraction of the slack
      mirror     int32 (N,)
      offset     float32 (N, 3): subtracted from every pixel; the channel mean (if any) less the jitter
-     divisor    float32 (N, 1)
 out  float32 (N, 3, S, S), or uint8 (N, S, S, 3); with views (N, V, …)
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -48,6 +48,7 @@ class GraphPlan:
         None  # (stored_side, stored_side, 3): cropped and mirrored with the image
     )
     central_mean: NDArray[np.float32] | None = None  # (3, S, S): subtracted as it is, wherever the crop lies
+    divisor: float = 1.0  # of the first run
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,6 @@ def build_pipeline(plan: GraphPlan) -> Any:
             images = fn.external_source(name="images", dtype=types.UINT8, layout="HWC", no_copy=True)
             images = images if plan.device_id is None else images.gpu()
         offset: Any = fn.external_source(name="offset", dtype=types.FLOAT, ndim=1) if plan.floats else None
-        divisor: Any = fn.external_source(name="divisor", dtype=types.FLOAT, ndim=1) if plan.floats else None
         if plan.own_mean is not None:
             images = images - channelled(plan.own_mean, "HWC")
 
@@ -117,12 +117,11 @@ def build_pipeline(plan: GraphPlan) -> Any:
             if not plan.floats:
                 return fn.crop_mirror_normalize(images, **place, dtype=types.UINT8, output_layout="HWC")
             cut = fn.crop_mirror_normalize(
-                images, **place, mean=offset, std=divisor, dtype=types.FLOAT, output_layout="CHW"
+                images, **place, mean=offset, std=plan.divisor, dtype=types.FLOAT, output_layout="CHW"
             )
             if plan.central_mean is None:
                 return cut
-            shrunk = divisor if plan.device_id is None else divisor.gpu()
-            return cut - channelled(plan.central_mean, "CHW") / shrunk
+            return cut - channelled(plan.central_mean / np.float32(plan.divisor), "CHW")
 
         if plan.views:
             slack = max(1, plan.stored_side - plan.side)
@@ -142,8 +141,11 @@ class Graph:
     """A built graph; one run at a time, begun and collected, so that the next batch is read while it computes."""
 
     def __init__(self, plan: GraphPlan) -> None:
-        self.plan = plan
         self._fed: Inputs | None = None  # keeps the memory that DALI reads from
+        self._build(plan)
+
+    def _build(self, plan: GraphPlan) -> None:
+        self.plan = plan
         try:
             self._pipeline = build_pipeline(plan)
         except _DALI_ERRORS as error:
@@ -151,6 +153,8 @@ class Graph:
 
     def begin(self, inputs: Inputs) -> None:
         """Start a run; `collect` waits for it."""
+        if self.plan.floats and inputs.treated.divisor != self.plan.divisor:
+            self._build(replace(self.plan, divisor=inputs.treated.divisor))
         plan, pipeline, treated = self.plan, self._pipeline, inputs.treated
         self._fed = inputs
         try:
@@ -162,7 +166,6 @@ class Graph:
                 pipeline.feed_input("mirror", treated.mirror.astype(np.int32))
             if plan.floats:
                 pipeline.feed_input("offset", inputs.channel_mean - treated.jitter)
-                pipeline.feed_input("divisor", np.full((len(treated), 1), treated.divisor, np.float32))
             pipeline.schedule_run()
         except _DALI_ERRORS as error:
             raise _failed("run", error, plan) from error

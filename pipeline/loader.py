@@ -27,6 +27,7 @@ from .checks import check_call, usable_device
 from .decode import image_source
 from .errors import StaleIteration
 from .graph import Graph, GraphPlan, Inputs
+from .lent import keep_until_read
 from .order import Sharing, Span, epoch_order
 from .state import STATE_VERSION, position_of
 from .treatment import Treated, Treatment
@@ -190,6 +191,7 @@ class Loader:
                 views=self._views,
                 own_mean=own_mean,
                 central_mean=central_mean,
+                divisor=self._treatment.divisor(epoch * len(self)),
             )
         )
         self.threads, self.decoder = threads, decoder
@@ -286,6 +288,8 @@ class Loader:
             images = torch.empty((0, *views, 3, self.side, self.side), dtype=dtype, device=self.device)
         else:
             images = from_dlpack(delivery.output)
+            if images.is_cuda:
+                keep_until_read(images, delivery.output)
             if not self._floats:
                 images = images.movedim(-1, -3)
         return assemble(

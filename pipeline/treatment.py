@@ -44,8 +44,13 @@ class Treatment:
             middle = np.full(count, centre(self.slack), np.int64)
             return Treated(middle, middle, np.zeros(count, bool), jitter, 1.0)
         draws = draw(self.augmentation, seed=self.seed, epoch=epoch, start=start, stop=stop, slack=self.slack)
-        divisor = 1.0
-        if self.jitter_steps is None or step < self.jitter_steps:
+        if self._jittered(step):
             jitter = (draws.normals @ self.augmentation.jitter_matrix(self.statistics)).astype(np.float32)
-            divisor = self.augmentation.divisor
-        return Treated(draws.y, draws.x, draws.mirror, jitter, divisor)
+        return Treated(draws.y, draws.x, draws.mirror, jitter, self.divisor(step))
+
+    def divisor(self, step: int) -> float:
+        """Of the images of a step: one number up to `jitter_steps`, 1 after them."""
+        return self.augmentation.divisor if self.augmentation and self._jittered(step) else 1.0
+
+    def _jittered(self, step: int) -> bool:
+        return self.jitter_steps is None or step < self.jitter_steps

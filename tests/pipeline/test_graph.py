@@ -9,6 +9,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from alexshard.pipeline import Loader
 from alexshard.pipeline.bytes import StoredImages
 from alexshard.pipeline.decode import BufferRing, DecodedImages, EncodedImages
 from alexshard.pipeline.graph import Graph, GraphPlan, Inputs
+from alexshard.pipeline.lent import when_forgotten
 from alexshard.pipeline.treatment import Treatment
 from alexshard.shards import ShardSet
 from torch.utils.dlpack import from_dlpack
@@ -125,20 +128,21 @@ def test_a_buffer_too_small_is_not_used():
 
 
 LEAVE = """
-import gc, os, signal, sys
+import gc, os, signal, sys, threading
 from alexshard.pipeline import Loader
 
 loader = Loader(sys.argv[1], batch_size=8)
 batches = iter(loader)
 kept = [next(batches) for _ in range(3)]
 how = sys.argv[2]
+while not loader._running.full:  # then the thread waits for room, and a run of the graph waits to be collected
+    os.sched_yield()
 if how == "raise":
     raise SystemExit(3)
 if how == "interrupt":
     os.kill(os.getpid(), signal.SIGINT)
     list(batches)
 if how == "forget":
-    import threading
     del batches, loader
     gc.collect()
     assert [thread.name for thread in threading.enumerate()] == ["MainThread"], threading.enumerate()
@@ -163,6 +167,38 @@ def test_leaving_in_the_middle_of_an_epoch_ends_the_process(raw_set, jpeg_set, e
     assert done.returncode == code, done.stderr
     if how != "interrupt":
         assert done.stderr == ""
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_loader_that_is_forgotten_is_gone_however_far_its_iterator_came(jpeg_set, taken):
+    loader = Loader(jpeg_set.path, batch_size=8)
+    batches = iter(loader)
+    for _ in range(taken):
+        next(batches)
+    lives = weakref.ref(loader)
+    del loader, batches
+    gc.collect()
+
+    assert lives() is None
+    assert "alexshard-read-ahead" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_memory_is_let_go_when_the_last_view_is_and_not_before(raw_set):
+    """What lends a batch's memory on a card rests on it: torch may keep it for views and for the backward pass."""
+    with Loader(raw_set.path, batch_size=8) as loader:
+        images = next(iter(loader)).images
+    gone = []
+    when_forgotten(images, gone.append, "gone")
+    view = images[1:].movedim(1, -1)
+    del images
+    weight = torch.ones(3, requires_grad=True)
+    loss = (view * weight).sum()
+    del view
+    gc.collect()
+    assert gone == []
+
+    loss.backward()
+    assert gone == ["gone"]
 
 
 def test_importing_the_pipeline_does_not_import_dali():

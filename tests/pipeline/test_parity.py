@@ -131,6 +131,23 @@ def test_jitter_ends_after_its_steps_and_the_division_with_it(raw_set):
     assert [batch.scale for batch in batches] == [1 / 1.1] * 4 + [1.0] * 2
 
 
+@pytest.mark.parametrize("mean", ["image", "channel"])
+def test_floats_follow_the_division_to_its_end(raw_set, mean):
+    options = {"batch_size": 24, "seed": SEED, "augment": "original", "jitter_steps": 1}
+    with (
+        Loader(raw_set.path, mean=mean, **options) as floats,
+        Loader(raw_set.path, output="uint8", **options) as whole,
+    ):
+        batches = list(zip(floats, whole, strict=True))
+    channels = torch.tensor(raw_set.statistics.channel_mean).reshape(3, 1, 1)
+    central = torch.from_numpy(raw_set.mean_image[5:69, 5:69]).permute(2, 0, 1)
+
+    assert [made.scale for made, _ in batches] == [1 / 1.1, 1.0, 1.0]
+    for made, pixels in batches:
+        expected = pixels.images - (central if mean == "image" else channels) + pixels.offset[..., None, None]
+        torch.testing.assert_close(made.images.double(), expected.double() * pixels.scale, **RAW)
+
+
 def test_published_components_are_an_option(raw_set):
     own = one_batch(raw_set, eigen="set", output="uint8").offset
     published = one_batch(raw_set, eigen="published", output="uint8").offset
