@@ -65,8 +65,9 @@ class ReadAhead(Generic[T]):
         self._stop.set()
         atexit.unregister(self.close)
         if threading.current_thread() is self._thread:  # it collected the garbage that held the iterator
-            return self._empty()
-        # The thread may be waiting for room. It looks at `_stop` after each item, so one emptied queue lets it go.
+            self._empty()
+            return
+        # The thread may be waiting for room. It looks at `_stop` after each item: one emptied queue lets it go.
         while self._thread.is_alive():
             self._empty()
             self._thread.join(0.05)

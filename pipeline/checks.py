@@ -47,7 +47,7 @@ def check_call(
     order: str,
     output: str,
     views: int,
-    mean_crop: str,
+    mean_crop: str | None,
     jitter_steps: int | None,
     eigen: str,
     threads: int,
@@ -64,7 +64,7 @@ def check_call(
     _one_of("order", order, ORDERS)
     _one_of("output", output, ("float32", "uint8"))
     _one_of("views", views, (1, 10))
-    _one_of("mean_crop", mean_crop, ("own", "centre"))
+    _one_of("mean_crop", mean_crop, ("own", "centre", None))
     _one_of("eigen", eigen, ("set", "published"))
     _one_of("decoder", decoder, DECODERS)
     _at_least("batch_size", batch_size, 1)
@@ -78,6 +78,11 @@ def check_call(
         raise WrongCall(f"a seed has 64 bits and an epoch 32, got seed={seed}, epoch={epoch}")
     if views == 10 and augment is not None:
         raise WrongCall("ten views are for evaluation: with views=10 augment must be None")
+    if mean == "channel" and mean_crop is not None:
+        raise WrongCall(
+            f"mean_crop={mean_crop!r} says what of the mean image is subtracted, mean='channel' subtracts none",
+            remedy="leave mean_crop out, or mean='image'",
+        )
     if decoder == "card" and device.type != "cuda":
         raise WrongCall(f"decoder='card' needs a CUDA device, and the batches go to {device}")
 

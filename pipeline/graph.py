@@ -3,9 +3,9 @@
     images ─► decode, or not ─► − own mean ─► crop, mirror, − offset, ÷ divisor ─► − central mean ─► out
               cpu or mixed      image mean    one fused operator, HWC → CHW       image mean
 
-The graph has no reader, no random operator and no state: everything comes in with each run, but for the divisor,
-which changes once in a run: then the graph is built anew, with the central mean divided. The same function builds the
-form for the cores and the form for a card.
+The graph has no reader, no random operator and no state: everything comes in with each run. The divisor alone is
+built in, with the central mean divided by it: it changes once in a run, and then the graph is built anew. The same
+function builds the form for the cores and the form for a card.
 
 in   images     uint8, N × (side, side, 3) pixels, or N JPEG files; never copied
      y, x       float32 (N,): place of the crop as a fraction of the slack

@@ -1,7 +1,7 @@
 """DALI's memory in torch's hands: not given back before it has been read.
 
-On a card a kernel runs after the call that enqueued it. So when the last tensor over a batch goes, kernels that read
-it may still be waiting, and DALI, on a stream of its own, could write the next batch into that memory.
+On a card a kernel runs after the call that enqueued it. So when the last tensor over a batch goes, kernels that
+read it may still be waiting, and DALI, on a stream of its own, could write the next batch into that memory.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def _hold(output: object, device: torch.device) -> None:
     if sys.is_finalizing():
         return
     _unread.append((torch.cuda.current_stream(device).record_event(), output))
-    while _unread and _unread[0][0].query():
+    while _unread and _unread[0][0].query():  # type: ignore[no-untyped-call]
         _unread.popleft()
 
 
 def when_forgotten(images: torch.Tensor, then: Callable[..., object], *arguments: object) -> None:
-    """Call `then` when no tensor over the memory of `images` lives any more: no view, nothing that autograd saved."""
+    """Call `then` when no tensor over the memory of `images` lives any more, not even one that autograd saved."""
     # torch keeps a storage's Python object as long as the storage itself; a tensor's would go before its views.
     weakref.finalize(images.untyped_storage(), then, *arguments).atexit = False

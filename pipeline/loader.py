@@ -70,7 +70,7 @@ class Loader:
         drop_last: drop the samples that do not fill a global batch; None: in train alone.
         views: 10 gives every image's ten views (needs augment=None): images (N, 10, 3, S, S).
         mean_crop: "own" subtracts each pixel's own mean, "centre" the central crop of the mean image from every
-            crop, not mirrored; None: as the preset does, "own" without one.
+            crop, not mirrored; None: as the preset does, "own" without one. Of mean="image" alone.
         jitter_steps: batches, counted over the whole run (epoch · len + batch), that are jittered and, in
             `original`, divided by 1.1; None: all.
         eigen: "set" jitters along the set's own eigenvectors, "published" along ImageNet's (fidelity.md §3.5).
@@ -112,7 +112,6 @@ class Loader:
         self.device = usable_device(device)
         on_card = self.device.type == "cuda"
         decoder = decoder or ("card" if on_card else "cores")
-        mean_crop = mean_crop or ("centre" if augment == "original" else "own")
         threads = len(os.sched_getaffinity(0)) if threads is None else threads
         check_call(
             device=self.device,
@@ -133,6 +132,7 @@ class Loader:
             prefetch=prefetch,
             decoder=decoder,
         )
+        mean_crop = mean_crop or ("centre" if augment == "original" else "own")
         self.shard_set = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
         self.split = split
         self.seed, self.epoch = seed, epoch

@@ -1,15 +1,20 @@
 """A loader taken apart: the same batches as far as one stage, to see what each adds.
 
-bytes    every stored byte of the images, read once by one thread
-decode   pixels, by whoever decodes (for a raw set: views of the maps, nothing is read yet)
+bytes    every stored byte of the images, read once, by as many threads as decode
+decode   pixels, by whoever decodes (a raw set's bytes are its pixels: as before)
 augment  finished images: crop, mirror, mean and jitter by the graph
 device   batches as a trainer gets them: torch tensors on the device, made in a background thread
+
+So each stage contains those before it. All go on through the epochs, so that none finds its images in memory because
+another has just read them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import numpy as np
 import torch
@@ -28,6 +33,9 @@ class Stages:
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
+        self._raw = loader.shard_set.manifest.image.encoding == "raw"
+        self._batches = _batches(loader)
+        self._readers = ThreadPoolExecutor(loader.threads)
         self._decoder: Graph | None = None
         if loader._source.encoded:
             side = loader._stored.side
@@ -50,30 +58,26 @@ class Stages:
             return self._of_deliveries(seconds)
         work: Callable[[Span, NDArray[np.int64]], None]
         work = {"bytes": self._bytes, "decode": self._decode, "augment": self._augment}[stage]
-        batches = self._batches()
-        work(*next(batches))
+        work(*next(self._batches))
         images, started = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - started) < seconds or images == 0:
-            span, samples = next(batches)
+            span, samples = next(self._batches)
             work(span, samples)
             images += len(samples)
         return images / elapsed
 
-    def _batches(self) -> Iterator[tuple[Span, NDArray[np.int64]]]:
-        """This rank's batches, epoch after epoch."""
-        loader, epoch = self._loader, 0
-        while True:
-            order = epoch_order(loader.num_samples, seed=loader.seed, epoch=epoch, order=loader.order)
-            for span in loader._sharing.spans():
-                if len(span):
-                    yield span, order[span.start : span.stop]
-            epoch += 1
-
     def _bytes(self, _span: Span, samples: NDArray[np.int64]) -> None:
+        for _ in self._readers.map(self._read, np.array_split(samples, self._loader.threads)):
+            pass
+
+    def _read(self, samples: NDArray[np.int64]) -> None:
         for sample in samples:
-            bytes(self._loader._stored.view(int(sample)))
+            np.frombuffer(self._loader._stored.view(int(sample)), np.uint8).copy()  # without Python's lock
 
     def _decode(self, span: Span, samples: NDArray[np.int64]) -> None:
+        if self._raw:
+            self._bytes(span, samples)
+            return
         images = self._loader._source.load(samples)
         if self._decoder is not None:
             centred = Treatment(None, 0, 0, None, None).of(span.start, span.stop, epoch=0, step=0)
@@ -105,3 +109,12 @@ class Stages:
         while True:
             for batch in self._loader:
                 yield len(batch)
+
+
+def _batches(loader: Loader) -> Iterator[tuple[Span, NDArray[np.int64]]]:
+    """This rank's batches, epoch after epoch."""
+    for epoch in count():
+        order = epoch_order(loader.num_samples, seed=loader.seed, epoch=epoch, order=loader.order)
+        for span in loader._sharing.spans():
+            if len(span):
+                yield span, order[span.start : span.stop]

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .terminal import CliCommand, Progress, facts, signals_raise, table
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MEANING = {
-    "bytes": "stored bytes read, one thread",
+    "bytes": "stored bytes read",
     "decode": "+ decode",
     "augment": "+ crop, mirror, mean, jitter",
     "device": "+ to the device, as the trainer gets it",
@@ -116,7 +117,7 @@ def measure(
         augment=recipe.augment,
         order=recipe.order,
         mean=mean,
-        mean_crop=recipe.mean_crop,
+        mean_crop=recipe.mean_crop if mean == "image" else None,
         output=output,
         threads=threads,
         decoder=decoder,
@@ -178,6 +179,8 @@ def measure(
                 threads=about["threads"],
                 cores=len(os.sched_getaffinity(0)),
                 encoding=shard_set.manifest.image.encoding,
+                device=about["device"],
+                decoder=about["decoder"],
                 mean=mean,
                 output=output,
             )
@@ -191,12 +194,15 @@ def measure(
 
 
 def own_us_per_image(rates: dict[str, float]) -> dict[str, float]:
-    """Microseconds an image that each stage adds to those before it; below 0 where it overlaps with them."""
-    before, own = 0.0, {}
-    for stage, rate in rates.items():
-        own[stage] = 1e6 / rate - before
-        before = 1e6 / rate
-    return own
+    """Microseconds an image that each stage adds to those before it; their sum is what the last one takes.
+
+    A stage contains those before it: where one was measured to be slower than a later one, by chance or because
+    the later one does things at the same time, it is taken to cost what the later one does.
+    """
+    times = list(accumulate((1e6 / rate for rate in reversed(rates.values())), min))
+    return {
+        stage: time - before for stage, before, time in zip(rates, [0.0, *times[:0:-1]], times[::-1], strict=True)
+    }
 
 
 def judge(
@@ -206,6 +212,8 @@ def judge(
     threads: int,
     cores: int,
     encoding: str,
+    device: str,
+    decoder: str,
     mean: str,
     output: str,
 ) -> Verdict:
@@ -221,15 +229,21 @@ def judge(
             f"{given / demand:,.1f} times as many. A faster --device or a smaller --width uses more; {spare}.",
         )
     stage = max(own, key=lambda name: own[name])
-    more_threads = f"--threads {cores} (now {threads})" if threads < cores else "more cores"
-    turn = {
-        "bytes": "a faster disk, or memory that holds the shards",
-        "decode": f"{more_threads}, or alexshard build --format raw" if encoding == "jpeg" else more_threads,
-        "augment": more_threads
-        if output == "uint8"
-        else f"{more_threads}, or {'--mean channel' if mean == 'image' else '--output uint8'}",
-        "device": more_threads,
-    }[stage]
+    by_cores = f"--threads {cores} (now {threads})" if threads < cores else "more cores"
+    disk, by_card = ["a faster disk", "memory that holds the shards"], "a faster card"
+    turn = ", or ".join(
+        {
+            "bytes": disk,
+            "decode": disk
+            if encoding == "raw"
+            else [by_card if decoder == "card" else by_cores, "alexshard build --format raw"],
+            "augment": [
+                by_cores if device == "cpu" else by_card,
+                *(["--mean channel"] if mean == "image" and output == "float32" else []),
+            ],
+            "device": ["a larger --batch-size"],
+        }[stage]
+    )
     if demand is None:
         return Verdict(stage, None, f"The loader gives {given:,.0f} images/s; {stage} costs most. Turn: {turn}.")
     return Verdict(
@@ -282,16 +296,12 @@ def to_text(report: dict[str, Any]) -> str:
         f"{report['repeats']} runs of {report['seconds']:g} s",
     }
     rows: list[tuple[str, str, str]] = [
-        (row["meaning"], _rate(row["images_per_s"]), _own(row["own_us"])) for row in report["stages"]
+        (row["meaning"], _rate(row["images_per_s"]), f"{row['own_us']:,.0f}") for row in report["stages"]
     ]
     demand = _rate(report["demand"]["images_per_s"]) if report["demand"] else report["demand_note"]
     rows.append((f"the trainer's demand, width {report['width']:g}", demand, ""))
     figures = table(rows, header=("stage", "images/s: median [least..most]", "own µs/image"))
     return f"{facts(about)}\n\n{figures}\n\n{report['verdict']['text']}"
-
-
-def _own(us: float) -> str:
-    return f"{us:,.0f}" if us >= 0 else "overlaps"
 
 
 def _rate(rate: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ def evaluation_loader(
         device=machine.device,
         augment=None,
         mean=recipe.mean,
-        mean_crop=recipe.mean_crop,
+        mean_crop=recipe.mean_crop if recipe.mean == "image" else None,
         order="stored",
         views=views,
         drop_last=False,

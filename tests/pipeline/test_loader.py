@@ -250,6 +250,7 @@ def test_an_iteration_begun_before_a_state_was_loaded_does_not_move_the_loader(r
         ({"mean": "pixel"}, "mean is one of"),
         ({"output": "float16"}, "output is one of"),
         ({"mean_crop": "center"}, "mean_crop is one of"),
+        ({"mean": "channel", "mean_crop": "own"}, "mean='channel' subtracts none"),
         ({"eigen": "own"}, "eigen is one of"),
         ({"views": 5}, "views is one of 1, 10"),
         ({"views": 10}, "ten views are for evaluation"),

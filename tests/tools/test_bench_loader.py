@@ -16,7 +16,16 @@ BASE_PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 QUICK = ("--seconds", "0.05", "--repeats", "2", "--batch-size", "16", "--width", "0.125")
 
 RATES = {"bytes": 100_000.0, "decode": 8_000.0, "augment": 4_000.0, "device": 3_900.0}
-LOADER = {"threads": 2, "cores": 2, "encoding": "jpeg", "mean": "image", "output": "float32"}
+LOADER = {
+    "threads": 2,
+    "cores": 2,
+    "encoding": "jpeg",
+    "device": "cpu",
+    "decoder": "cores",
+    "mean": "image",
+    "output": "float32",
+}
+CARD = {"device": "cuda:0", "decoder": "card"}
 
 
 def test_a_stages_own_cost_is_what_it_adds():
@@ -24,6 +33,26 @@ def test_a_stages_own_cost_is_what_it_adds():
 
     assert list(own) == list(RATES)
     assert own == pytest.approx({"bytes": 10, "decode": 115, "augment": 125, "device": 6.41}, abs=0.01)
+
+
+def test_a_stage_costs_no_more_than_one_that_contains_it():
+    own = own_us_per_image({"bytes": 50_000.0, "decode": 1_000_000.0, "augment": 64_000.0, "device": 80_000.0})
+
+    assert own == pytest.approx({"bytes": 1, "decode": 0, "augment": 11.5, "device": 0})
+
+
+def test_reading_is_not_blamed_where_more_than_reading_was_faster():
+    rates = {"bytes": 50_000.0, "decode": 1_000_000.0, "augment": 64_000.0, "device": 60_000.0}
+
+    assert judge(rates, 80_000.0, **{**LOADER, "encoding": "raw", "threads": 16}).bottleneck == "augment"
+
+
+def test_a_slow_disk_is_blamed_for_a_raw_set():
+    rates = {"bytes": 900.0, "decode": 910.0, "augment": 880.0, "device": 890.0}
+    verdict = judge(rates, 2_000.0, **{**LOADER, "encoding": "raw"})
+
+    assert verdict.bottleneck == "bytes"
+    assert verdict.text.endswith("Turn: a faster disk, or memory that holds the shards.")
 
 
 def test_a_loader_that_outruns_the_trainer_needs_nothing_turned():
@@ -44,10 +73,20 @@ def test_a_loader_just_fast_enough_has_no_thread_to_spare():
     ("rates", "loader", "stage", "turn"),
     [
         ({}, {}, "augment", "more cores, or --mean channel."),
-        ({}, {"mean": "channel"}, "augment", "more cores, or --output uint8."),
+        ({}, {"mean": "channel"}, "augment", "Turn: more cores."),
+        ({}, {"output": "uint8"}, "augment", "Turn: more cores."),
+        ({}, CARD, "augment", "Turn: a faster card, or --mean channel."),
+        ({}, {**CARD, "decoder": "cores", "cores": 16}, "augment", "Turn: a faster card, or --mean channel."),
+        ({"decode": 5_000.0}, CARD, "decode", "Turn: a faster card, or alexshard build --format raw."),
+        (
+            {"decode": 5_000.0},
+            {**CARD, "decoder": "cores"},
+            "decode",
+            "Turn: more cores, or alexshard build --format raw.",
+        ),
+        ({"augment": 7_900.0}, {}, "device", "Turn: a larger --batch-size."),
         ({"decode": 5_000.0}, {}, "decode", "more cores, or alexshard build --format raw."),
         ({"decode": 5_000.0}, {"cores": 16}, "decode", "--threads 16 (now 2), or alexshard build --format raw."),
-        ({"bytes": 9_000.0}, {"mean": "channel"}, "augment", "--output uint8."),
         ({"bytes": 5_000.0, "decode": 4_500.0}, {}, "bytes", "a faster disk, or memory that holds the shards."),
     ],
 )
