@@ -108,7 +108,7 @@ def build(
     image = ImageFormat(size, encoding, *((quality or 90, "4:2:0") if encoding == "jpeg" else (None, None)))
     settings = packing.BuildSettings(
         source=source,
-        out=out or Path("shards") / Path(os.path.abspath(source)).name,  # as typed: a link has its own name
+        out=out or Path("shards") / Path(os.path.abspath(source)).name,  # noqa: PTH100 (a link keeps its name)
         image=image,
         splits=packing.parse_splits(splits),
         samples_per_shard=samples_per_shard,

@@ -49,9 +49,9 @@ def tar_bytes(contents: Iterable[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def meta_mat(ids: Mapping[str, int], internal: str = "n00009999") -> bytes:
+def meta_mat(ids: Mapping[str, int], internal: str = "n00009999", year: int = 2012) -> bytes:
     """A development kit's table: leaves by id, then one internal synset above them."""
-    fields = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "num_children")]
+    fields = [(name, object) for name in (f"ILSVRC{year}_ID", "WNID", "words", "num_children")]
     leaves = [(number, wnid, f"words of {wnid}", 0) for wnid, number in sorted(ids.items(), key=lambda i: i[1])]
     rows = [*leaves, (1001, internal, "entity", len(leaves))]
     buffer = io.BytesIO()

@@ -236,7 +236,7 @@ def test_stray_bytes_before_the_end_are_no_damage_but_a_cut_behind_them_is():
 def test_more_than_a_few_stray_bytes_are_damage():
     stray = SOUND[:-2] + bytes(STRAY_LIMIT + 9) + SOUND[-2:]  # the decoder swallows up to eight
 
-    with pytest.raises(BadImage, match="damaged JPEG: .* extraneous bytes"):
+    with pytest.raises(BadImage, match=r"damaged JPEG: .* extraneous bytes"):
         decode(stray)
 
 

@@ -6,7 +6,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from alexshard.shards import ImageFormat, Sample, ShardName, ShardWriter, Split, is_key
+from alexshard.shards import ImageFormat, Sample, ShardName, ShardWriter, Split, WrongCall, is_key
+from alexshard.tools.packing import plan
 from alexshard.tools.packing.image import encoded
 from alexshard.tools.packing.plan import (
     default_samples_per_shard,
@@ -31,30 +32,34 @@ KEYS = [f"n{number:08d}" for number in range(1000)]
 
 @given(names=NAMES)
 def test_keys_are_valid_and_unique_even_where_case_does_not_count(names):
-    keys = unique_keys(names)
+    keys = unique_keys(names, [0] * len(names))
 
     assert all(map(is_key, keys))
     assert len({key.lower() for key in keys}) == len(names)
 
 
 @given(names=NAMES, seed=st.randoms(use_true_random=False))
-def test_keys_do_not_depend_on_the_order_of_listing(names, seed):
-    shuffled = names.copy()
+def test_keys_do_not_depend_on_the_order_of_listing_even_of_one_name_in_two_classes(names, seed):
+    images = [(name, label) for name in names for label in (0, 1)]
+    shuffled = images.copy()
     seed.shuffle(shuffled)
 
-    assert dict(zip(names, unique_keys(names), strict=True)) == dict(
-        zip(shuffled, unique_keys(shuffled), strict=True)
-    )
+    def keys(order):
+        return dict(
+            zip(order, unique_keys([name for name, _ in order], [label for _, label in order]), strict=True)
+        )
+
+    assert keys(images) == keys(shuffled)
 
 
 def test_one_name_in_several_classes_takes_the_class_into_the_key():
-    assert unique_keys(["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"]) == ["cat-1", "dog-1", "2"]
+    assert unique_keys(["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"], [0, 1, 1]) == ["cat-1", "dog-1", "2"]
 
 
 def test_long_names_that_meet_after_shortening_stay_unique():
     names = ["x" * 200 + end for end in ("a.jpg", "b.jpg", "c.jpg")]
 
-    keys = unique_keys(names)
+    keys = unique_keys(names, [0, 0, 0])
 
     assert len(set(keys)) == 3
     assert all(map(is_key, keys))
@@ -89,14 +94,24 @@ def test_the_order_depends_on_keys_not_on_places():
 def test_every_image_is_in_exactly_one_shard(tmp_path):
     source = folders(tmp_path, {c: {f"{i}.jpg": jpeg(i) for i in range(7)} for c in ("cat", "dog")})
 
-    plan = plan_splits(list_source(source), SMALL, seed=0, samples_per_shard=4)[Split.TRAIN]
-    shards = [plan.shard(number) for number in range(plan.num_shards)]
+    train = plan_splits(list_source(source), SMALL, seed=0, samples_per_shard=4)[Split.TRAIN]
+    shards = [train.shard(number) for number in range(train.num_shards)]
 
     assert [str(shard.name) for shard in shards] == [f"train-{number:06d}.tar" for number in range(4)]
     assert [len(shard.samples) for shard in shards] == [4, 4, 4, 2]
     names = [sample.name for shard in shards for sample in shard.samples]
     assert sorted(names) == sorted(f"{c}/{i}.jpg" for c in ("cat", "dog") for i in range(7))
     assert names != sorted(names)
+
+
+def test_more_shards_than_there_are_names_are_a_wrong_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MOST_SHARDS", 3)
+    listing = list_source(folders(tmp_path, {"cat": {f"{i}.jpg": jpeg(i) for i in range(7)}}))
+
+    assert plan_splits(listing, SMALL, seed=0, samples_per_shard=3)[Split.TRAIN].num_shards == 3
+    with pytest.raises(WrongCall, match="more than 3 shards") as caught:
+        plan_splits(listing, SMALL, seed=0, samples_per_shard=2)
+    assert caught.value.remedy == "--samples-per-shard 3 or more"
 
 
 @given(num_samples=st.integers(1, 2_000_000), side=st.sampled_from([32, 64, 256, 512]), raw=st.booleans())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -10,11 +12,11 @@ import unicodedata
 from collections import Counter
 
 import pytest
-from alexshard.shards import Split, WrongCall
+from alexshard.shards import AlexshardError, Split, WrongCall
 from alexshard.tools.packing import BadArchive, BadSource
 from alexshard.tools.packing.sources import Listing, list_source
 
-from tests.tools.drawn import WNIDS, folders, ilsvrc, jpeg, named_images, tar_bytes
+from tests.tools.drawn import DEVKIT_IDS, WNIDS, folders, ilsvrc, jpeg, meta_mat, named_images, tar_bytes
 
 KINDS = ["2010", "2012", "full", "folder", "cifar"]
 
@@ -176,21 +178,70 @@ def test_the_second_of_two_members_of_one_name_is_refused_and_counted(tmp_path):
     assert (listing.found(Split.TRAIN), len(listing.splits[Split.TRAIN])) == (14, 12)
 
 
-def test_an_archive_without_end_mark_is_remarked(tmp_path):
+@pytest.mark.parametrize("members_left", [0, 1, 3])
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_val.tar", "ILSVRC2012_img_train.tar"])
+def test_an_archive_cut_between_two_members_is_an_error(tmp_path, name, members_left):
     source = ilsvrc(tmp_path)
-    path = source / "ILSVRC2012_img_val.tar"
+    path = source / name
     with tarfile.open(path) as archive:
-        last = archive.getmembers()[-1]
-    path.write_bytes(path.read_bytes()[: last.offset_data + -(-last.size // 512) * 512])
+        starts = [member.offset for member in archive] + [archive.offset]
+    path.write_bytes(path.read_bytes()[: starts[members_left]])
 
-    assert any("ILSVRC2012_img_val.tar has no end mark" in remark for remark in list_source(source).remarks)
+    with pytest.raises(BadArchive, match=f"{name} is cut"):
+        list_source(source)
 
 
-def test_an_empty_archive_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    ("images", "what"), [(b"", "is cut"), (tar_bytes([]), "the class n00000002 of .* no image")]
+)
+def test_a_class_archive_without_images_is_an_error_as_an_empty_class_folder_is(tmp_path, images, what):
     source = ilsvrc(tmp_path)
-    (source / "ILSVRC2012_img_val.tar").write_bytes(b"")
+    inner = [("n00000001.tar", tar_bytes([("n00000001_1.JPEG", jpeg(1))])), ("n00000002.tar", images)]
+    (source / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
 
-    with pytest.raises(BadArchive, match="is empty or cut"):
+    with pytest.raises(AlexshardError, match=what) as caught:
+        list_source(source)
+    assert isinstance(caught.value, BadSource | BadArchive)
+
+
+def test_a_development_kit_of_another_edition_beside_the_right_one_changes_nothing_but_a_remark(tmp_path):
+    source = ilsvrc(tmp_path / "source")
+    alone = list_source(source)
+    other = [
+        ("kit/data/meta.mat", meta_mat({wnid: 4 - number for wnid, number in DEVKIT_IDS.items()}, year=2013)),
+        ("kit/data/ILSVRC2013_validation_ground_truth.txt", b"1\n1\n1\n1\n"),
+    ]
+    (source / "ILSVRC2013_devkit.tar").write_bytes(tar_bytes(other))
+
+    both = list_source(source)
+
+    assert facts(both) == facts(alone)
+    assert both.remarks == [
+        "left alone, being of another edition: ILSVRC2013_devkit.tar/kit/data/meta.mat, "
+        "ILSVRC2013_devkit.tar/kit/data/ILSVRC2013_validation_ground_truth.txt"
+    ]
+
+
+def test_the_kit_of_another_edition_alone_is_no_ground_truth(tmp_path):
+    source = ilsvrc(tmp_path / "source", truth=None)
+    (source / "ILSVRC2010_validation_ground_truth.txt").write_bytes(b"1\n" * 4)
+
+    with pytest.raises(BadSource, match="no ground truth") as caught:
+        list_source(source)
+
+    assert "of another edition: ILSVRC2010_validation_ground_truth.txt" in caught.value.where
+
+
+@pytest.mark.parametrize("name", ["meta.mat", "ILSVRC2012_validation_ground_truth.txt"])
+def test_two_development_kits_of_one_edition_must_agree(tmp_path, name):
+    source = ilsvrc(tmp_path)
+    with tarfile.open(source / "ILSVRC2012_devkit_t12.tar") as archive:
+        same = archive.extractfile(f"kit/data/{name}").read()
+    (source / name).write_bytes(same)
+    list_source(source)
+    (source / name).write_bytes(meta_mat({**DEVKIT_IDS, "n00000004": 4}) if name == "meta.mat" else b"1\n" * 6)
+
+    with pytest.raises(BadSource, match=f"ILSVRC2012_devkit_t12.tar/kit/data/{name} and {name} differ"):
         list_source(source)
 
 
@@ -225,7 +276,110 @@ def test_files_that_are_no_images_are_passed_over_aloud_and_links_and_pipes_are_
         "cat/pipe.jpg": "no regular file",
         "cat/dangling.jpg": "cannot be read: No such file or directory",
     }
-    assert listing.remarks == ["passed over, having no image's ending: 1 below ./cat/"]
+    assert listing.remarks == ["passed over, having no image's ending: 1 below SOURCE/cat/"]
+    assert {refusal.source for refusal in listing.refusals} == {"SOURCE"}
+
+
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_images_outside_of_every_class_folder_are_refused_and_counted(tmp_path, above):
+    source = folders(
+        tmp_path, {above + "cat": {"1.jpg": jpeg(1)}, above: {"loose.jpg": jpeg(2), "readme.txt": b""}}
+    )
+
+    listing = list_source(source)
+
+    assert [(refusal.name, refusal.reason) for refusal in listing.refusals] == [
+        ("loose.jpg", "in no class folder")
+    ]
+    assert listing.found(Split.TRAIN) == 2
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_images_outside_of_the_synset_folders_of_an_edition_are_refused_and_counted(tmp_path, part):
+    source = ilsvrc(tmp_path, val=0)
+    files = {"n00000001/n00000001_1.JPEG": jpeg(1), "loose.JPEG": jpeg(2), "other/x.jpg": jpeg(3), "list.txt": b""}
+    (source / "ILSVRC2012_img_train.tar").unlink()
+    folders(source, {"train/n00000001": {"n00000001_1.JPEG": jpeg(1)}, part: files})
+
+    listing = list_source(source)
+
+    assert sorted(refusal.name for refusal in listing.refusals) == ["loose.JPEG", "other/x.jpg"]
+    assert {refusal.reason for refusal in listing.refusals} == {"in no folder of a class"}
+    assert listing.found(Split(part)) == 3
+
+
+@pytest.mark.parametrize("folder", ["val", "ILSVRC2012_img_val", "."])
+def test_extracted_images_without_a_number_are_refused_and_counted_as_in_the_archive(tmp_path, folder):
+    source = ilsvrc(tmp_path, val=0)
+    good = "ILSVRC2012_val_00000001.JPEG"
+    odd = ["ILSVRC2012_val_00000004.jpg", "ILSVRC2012_val_4.JPEG", "odd.JPEG"]
+    folders(source, {folder: {name: jpeg(1) for name in [good, *odd]}})
+
+    listing = list_source(source)
+
+    assert listing.splits[Split.VAL].names == [good]
+    assert [(refusal.name, refusal.split) for refusal in listing.refusals] == [(name, "val") for name in odd]
+
+
+def test_a_class_called_train_beside_other_classes_is_an_error_that_names_them(tmp_path):
+    source = folders(tmp_path, {name: {"x/1.jpg": jpeg(1)} for name in ("car", "bus", "train")})
+
+    with pytest.raises(BadSource, match="folders of images beside: bus, car"):
+        list_source(source)
+
+
+def test_what_lies_beside_the_splits_is_told(tmp_path):
+    files = {"train/cat": {"1.jpg": jpeg(1)}, "": {"preview.png": jpeg(2)}, "notes": {"a.txt": b""}}
+
+    remarks = list_source(folders(tmp_path, files)).remarks
+
+    assert remarks == ["left alone, being in no split: 1 images in SOURCE, first preview.png"]
+
+
+def test_folders_of_images_beside_an_edition_are_told(tmp_path):
+    source = folders(ilsvrc(tmp_path), {"thumbnails": {"a.jpg": jpeg(1)}, "boxes": {"a.xml": b""}})
+
+    assert list_source(source).remarks == ["left alone, being no part of the edition: images in thumbnails"]
+
+
+# Reading is denied by hand in these two: root, as in many containers, may read whatever a file's mode says.
+
+
+def test_a_class_folder_that_may_not_be_read_is_an_error_in_words(tmp_path, monkeypatch):
+    source = folders(tmp_path, {"cat": {"1.jpg": jpeg(1)}, "cat/deep": {"2.jpg": jpeg(2)}})
+    scandir = os.scandir
+
+    def denying(folder):
+        if str(folder).endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", denying)
+
+    with pytest.raises(BadSource, match="cannot be read: Permission denied") as caught:
+        list_source(source)
+
+    assert caught.value.where.endswith("cat/deep")
+
+
+@pytest.mark.parametrize(
+    "name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar"]
+)
+def test_an_archive_that_cannot_be_read_is_an_error_in_words(tmp_path, monkeypatch, name):
+    source = ilsvrc(tmp_path)
+    openly = io.open
+
+    def denying(file, *arguments, **options):
+        if str(file).endswith(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return openly(file, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", denying)
+
+    with pytest.raises(BadSource, match="cannot be read: Permission denied") as caught:
+        list_source(source)
+
+    assert caught.value.where.endswith(name)
 
 
 def test_a_validation_class_that_train_lacks_is_an_error(tmp_path):

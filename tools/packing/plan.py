@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...shards import KEY_LENGTH, ImageFormat, ShardName, Split, safe_key, stored_size
+from ...shards import KEY_LENGTH, ImageFormat, ShardName, Split, WrongCall, safe_key, stored_size
 from .sources import Images, Listing
 
+MOST_SHARDS = 1_000_000  # of a split: numbers have six digits
 SHARD_BYTES = 128_000_000  # what a shard is to have by default
 FEWEST_SHARDS = 4  # of a split by default, so that small sets too keep several workers busy …
 FEWEST_SAMPLES = 250  # … as long as shards have this many samples
@@ -94,16 +96,26 @@ def plan_splits(
     Args:
         seed: 0 to 2**64 - 1; decides the order and nothing else.
         samples_per_shard: None: what gives 50 to 300 MB, see `default_samples_per_shard`.
+
+    Raises:
+        WrongCall: so few samples a shard need more shards than there are names.
     """
     plans = {}
     for split, images in listing.splits.items():
-        keys = unique_keys(images.names)
+        per_shard = samples_per_shard or default_samples_per_shard(len(images), image_format)
+        if len(images) > per_shard * MOST_SHARDS:
+            raise WrongCall(
+                f"{per_shard:,} samples a shard make more than {MOST_SHARDS:,} shards of {split}",
+                why="the number in a shard's name has six digits",
+                remedy=f"--samples-per-shard {math.ceil(len(images) / MOST_SHARDS)} or more",
+            )
+        keys = unique_keys(images.names, images.label)
         plans[split] = SplitPlan(
             split=split,
             images=images,
             keys=keys,
             order=seeded_order(keys, split=split, seed=seed),
-            samples_per_shard=samples_per_shard or default_samples_per_shard(len(images), image_format),
+            samples_per_shard=per_shard,
         )
     return plans
 
@@ -120,13 +132,14 @@ def seeded_order(keys: list[str], *, split: Split, seed: int) -> NDArray[np.int6
     return by_key[np.argsort(words, kind="stable")]
 
 
-def unique_keys(names: list[str]) -> list[str]:
+def unique_keys(names: Sequence[str], labels: Sequence[int]) -> list[str]:
     """A valid key for every name of a split, no two equal, not even where case does not count.
 
     Names are BARE.JPEG or CLASS/BARE.JPEG. The bare name makes the key where that is unique, else class and
-    bare name; where even these meet, all but the first by name get a number.
+    bare name; where even these meet, all but the first by name and label get a number.
 
-    >>> unique_keys(["cat/1.jpg", "dog/1.jpg", "dog/two words.jpg", "dog/two-words.jpg", "dog/two;words.jpg"])
+    >>> names = ["cat/1.jpg", "dog/1.jpg", "dog/two words.jpg", "dog/two-words.jpg", "dog/two;words.jpg"]
+    >>> unique_keys(names, labels=[0, 1, 1, 1, 1])
     ['cat-1', 'dog-1', 'dog-two_words', 'two-words', 'dog-two_words-2']
     """
     keys = [safe_key(_stem(name.rpartition("/")[2])) for name in names]
@@ -139,7 +152,7 @@ def unique_keys(names: list[str]) -> list[str]:
     uses = Counter(key.lower() for key in keys)
     meeting = [i for i, key in enumerate(keys) if uses[key.lower()] > 1]
     taken = {key.lower() for i, key in enumerate(keys) if uses[key.lower()] == 1}
-    for i in sorted(meeting, key=names.__getitem__):
+    for i in sorted(meeting, key=lambda i: (names[i], labels[i])):  # no two are equal in both
         base, number = keys[i], 1
         while keys[i].lower() in taken:
             number += 1

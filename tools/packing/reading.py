@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import TracebackType
 
 from .decode import STORED_LIMIT, BadImage
@@ -15,7 +16,7 @@ class SourceReader:
 
     def __init__(self, containers: list[Container]) -> None:
         self._containers = containers
-        self._open: tuple[int, int] | None = None  # container and file descriptor
+        self._open: tuple[Path, int] | None = None  # archive and file descriptor
 
     def __enter__(self) -> SourceReader:
         return self
@@ -39,7 +40,7 @@ class SourceReader:
             if container.is_folder:
                 data = (container.path / sample.name).read_bytes()
             else:
-                data = os.pread(self._descriptor(sample.container), sample.size, sample.offset)
+                data = os.pread(self._descriptor(container), sample.size, sample.offset)
         except PermissionError as error:
             if container.is_folder:
                 raise BadImage(f"cannot be read: {error.strerror}") from None
@@ -50,11 +51,10 @@ class SourceReader:
             raise _failed(container, sample, f"{sample.size:,} bytes were listed, {len(data):,} are there")
         return data
 
-    def _descriptor(self, index: int) -> int:
-        if self._open is None or self._open[0] != index:
+    def _descriptor(self, container: Container) -> int:
+        if self._open is None or self._open[0] != container.path:
             self._close()
-            container = self._containers[index]
-            self._open = index, os.open(container.path, os.O_RDONLY)
+            self._open = container.path, os.open(container.path, os.O_RDONLY)
             if Container.state_of(container.path) != container.state:
                 raise OSError("the file was changed after it was listed")
         return self._open[1]

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from ...shards import AlexshardError
 
 BLOCK = 512
+RECORD_LIMIT = 16 << 20  # bytes from the end mark to the end of the file; 10,240 are usual
 EXTENSION_LIMIT = 1 << 20  # bytes of a long name or a pax header; real ones have a few hundred
 
 
@@ -68,13 +69,14 @@ def members(file: BinaryIO, *, where: str, start: int = 0, end: int | None = Non
     """The members of the tar in bytes `start` to `end` of a file, in archive order.
 
     Reads headers only and keeps nothing, so memory does not grow with the archive. It ends at the first block
-    of zeros, or where the bytes end exactly after a member (`ends_marked` tells the two apart).
+    of zeros, behind which nothing but the padding of a record may lie.
 
     Args:
         where: what to call this tar in messages.
 
     Raises:
-        BadArchive: a header is damaged, or a member claims bytes that are not there: the archive is cut.
+        BadArchive: a header is damaged, a member claims bytes that are not there, or no block of zeros marks
+            the end: the archive is cut. Members before that place have been yielded.
     """
     if end is None:
         end = file.seek(0, os.SEEK_END)
@@ -85,6 +87,8 @@ def members(file: BinaryIO, *, where: str, start: int = 0, end: int | None = Non
     while position < end:
         header = _header(file, position, end, where)
         if not any(header):
+            if end - position > RECORD_LIMIT:
+                raise _damaged(f"{end - position:,} bytes behind what looks like the end", position, where)
             return
         type_flag = header[156:157]
         size = _number(header[124:136], position, where)
@@ -114,29 +118,24 @@ def members(file: BinaryIO, *, where: str, start: int = 0, end: int | None = Non
         if kind in _WITHOUT_DATA:
             size = 0
         if offset + size > end:
-            raise BadArchive(
-                f"{where} is cut: {name!r} needs {size:,} bytes from byte {offset:,}, {end - offset:,} are there",
-                where=f"{where}, header at byte {position:,}",
-                why="what follows is lost, and a set without it would look complete",
-                remedy="download or copy the archive again and compare its checksum",
-            )
+            what = f"{name!r} needs {size:,} bytes from byte {offset:,}, {end - offset:,} are there"
+            raise _cut(what, position, where)
         yield Member(name, kind, offset, size)
         position, own, long_name = offset + _padded(size), {}, None
-
-
-def ends_marked(file: BinaryIO, *, after: int, end: int) -> bool:
-    """Whether two blocks of zeros follow byte `after`, as they do at the end of a tar that was not cut there."""
-    file.seek(after)
-    return after + 2 * BLOCK <= end and not any(file.read(2 * BLOCK))
-
-
-def end_of(member: Member) -> int:
-    """The byte where the next header begins."""
-    return member.offset + _padded(member.size)
+    raise _cut("it ends without the blocks of zeros that end a tar", end, where)
 
 
 def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
+
+
+def _cut(what: str, position: int, where: str) -> BadArchive:
+    return BadArchive(
+        f"{where} is cut: {what}",
+        where=f"{where}, byte {position:,}",
+        why="what follows is lost, and a set without it would look complete",
+        remedy="download or copy the archive again and compare its checksum",
+    )
 
 
 def _damaged(what: str, position: int, where: str) -> BadArchive:

@@ -37,8 +37,28 @@ def list_source(
 
     Raises:
         WrongCall: the folder does not exist, holds none of what is looked for, or lacks a chosen split.
-        BadSource, BadArchive: it is recognised but cannot make a right set.
+        BadSource, BadArchive: it is recognised but cannot make a right set, or something in it cannot be read.
     """
+    try:
+        return _list_source(source, splits, unlabelled, classes, on_found)
+    except ConnectionError:
+        raise  # of on_found: nobody listens any more
+    except OSError as error:
+        raise BadSource(
+            f"the source cannot be read: {error.strerror or error}",
+            where=str(error.filename or source),
+            why="what lies there would be missing in the set",
+            remedy="make it readable, check its disk, or take it out of the source",
+        ) from None
+
+
+def _list_source(
+    source: Path,
+    splits: Sequence[Split] | None,
+    unlabelled: bool,
+    classes: tuple[ClassEntry, ...] | None,
+    on_found: Callable[[int], object],
+) -> Listing:
     if not source.is_dir():
         what = "is no folder" if source.exists() else "does not exist"
         raise WrongCall(f"SOURCE {source} {what}", remedy="give the folder that holds the archives or images")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..tar import Kind, members
 from .listing import BadSource
 
 DEVKIT_LIMIT = 256_000_000  # bytes of an inflated kit; the real ones have a few million
-_TRUTH_NAME = re.compile(r"ILSVRC\d{4}_(?P<split>validation|test)_ground_truth\.txt")
+_TRUTH_NAME = re.compile(r"ILSVRC(?P<year>\d{4})_(?P<split>validation|test)_ground_truth\.txt")
 _SPLITS = {"validation": Split.VAL, "test": Split.TEST}
 
 
@@ -43,6 +43,7 @@ class Devkit:
     where: str = ""  # of the table of synsets; "": there is none
     synsets: dict[str, Synset] = field(default_factory=dict)  # by wnid
     ground_truth: dict[Split, list[int]] = field(default_factory=dict)  # devkit id of image N at N - 1
+    passed_over: list[str] = field(default_factory=list)  # files of another edition
 
     def synset_of(self, devkit_id: int) -> Synset | None:
         if not self._by_id:
@@ -52,23 +53,40 @@ class Devkit:
     _by_id: dict[int, Synset] = field(default_factory=dict)
 
 
-def read_devkit(source: Path) -> Devkit:
-    """Read table and ground truth from wherever the source has them.
+def read_devkit(source: Path, years: Collection[str]) -> Devkit:
+    """Read table and ground truth of one edition from wherever the source has them.
 
-    Looked at: archives `*devkit*.tar.gz` and `.tar`, folders `*devkit*`, `data/` and the source itself. Files
-    lying open take precedence over those in an archive.
+    Looked at: archives `*devkit*.tar.gz` and `.tar`, folders `*devkit*`, `data/` and the source itself. A table
+    tells its year by the field of ids, a ground truth by its name.
+
+    Args:
+        years: of the edition; empty where the images do not tell, and then the kits may be of one only.
 
     Raises:
-        BadSource: a file that should be a table or a list of ids is none.
+        BadSource: a file that should be a table or a list of ids is none, or two of one kind differ.
         BadArchive: the kit's archive is damaged.
     """
     kit = Devkit()
+    told: dict[str, tuple[str, object]] = {}  # by kind of file: the first that told, and what
     for where, name, data in (*_in_archives(source), *_lying_open(source)):
         truth = _TRUTH_NAME.fullmatch(name)
-        if name == "meta.mat":
-            kit.where, kit.synsets = where, _synsets(data, where)
+        year, content = (truth["year"], _ids(data, where)) if truth else _synsets(data, where)
+        if years and year not in years:
+            kit.passed_over.append(where)
+            continue
+        kind = f"ground truth of {truth['split']}" if truth else "table of synsets"
+        first, told_first = told.setdefault(kind, (where, (year, content)))
+        if (year, content) != told_first:
+            raise BadSource(
+                f"{first} and {where} differ, and each is the {kind}",
+                where=str(source),
+                why="labels would depend on which of them is read",
+                remedy="keep the development kit that belongs to the images",
+            )
+        if isinstance(content, dict):
+            kit.where, kit.synsets = first, content
         elif truth is not None:
-            kit.ground_truth[_SPLITS[truth["split"]]] = _ids(data, where)
+            kit.ground_truth[_SPLITS[truth["split"]]] = content
     return kit
 
 
@@ -118,7 +136,8 @@ def _lying_open(source: Path) -> Iterator[tuple[str, str, bytes]]:
                     yield path.relative_to(source).as_posix(), path.name, path.read_bytes()
 
 
-def _synsets(data: bytes, where: str) -> dict[str, Synset]:
+def _synsets(data: bytes, where: str) -> tuple[str, dict[str, Synset]]:
+    """The year of a table, and its synsets by wnid."""
     # Imported late: SciPy takes a while, and most sources and all workers do without it.
     import numpy as np
     from scipy.io import loadmat
@@ -127,7 +146,7 @@ def _synsets(data: bytes, where: str) -> dict[str, Synset]:
         content = loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])
         table = np.atleast_1d(content["synsets"])
         id_field = next(name for name in table.dtype.names or () if re.fullmatch(r"ILSVRC\d{4}_ID", name))
-        return {
+        return id_field[6:10], {
             str(row["WNID"]): Synset(
                 wnid=str(row["WNID"]),
                 devkit_id=int(row[id_field]),

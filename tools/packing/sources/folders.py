@@ -11,7 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ....shards import ClassEntry, Split
-from .listing import IMAGE_ENDINGS, BadSource, Listing, add_files
+from .listing import (
+    BadSource,
+    Listing,
+    Refusal,
+    add_files,
+    holds_image,
+    images_outside,
+    label_of_path,
+    no_images,
+)
 
 
 def find_parts(source: Path) -> dict[Split, Path]:
@@ -41,11 +50,12 @@ def list_folders(
         BadSource: train has no class, or another split has one that train lacks.
     """
     listing = Listing("folder per class")
+    if source not in parts.values():
+        _look_beside(listing, source, parts)
     for split in splits:
         folders = _class_folders(parts[split])
         listing.start_split(split)
-        where = "" if parts[split] == source else split.value
-        container = listing.add_container(parts[split], where or ".", is_folder=True)
+        container = listing.add_container(parts[split], label_of_path(source, parts[split]), is_folder=True)
         if split is Split.TRAIN:
             listing.classes = tuple(ClassEntry(name, name, None) for name in sorted(folders))
         elif classes is not None and Split.TRAIN not in splits:
@@ -66,12 +76,25 @@ def list_folders(
             found = add_files(listing, split, container, folder, label=labels[name], within=f"{folder.name}/")
             on_found(found)
             if not found:
-                raise BadSource(
-                    f"the class folder {folder} holds no image ({', '.join(IMAGE_ENDINGS)})",
-                    why="a class without images cannot be learnt, and may be a folder that is no class",
-                    remedy="fill it or remove it",
-                )
+                raise no_images(str(folder))
+        for name in images_outside(parts[split], folders, deep=False):
+            label = listing.containers[container].label
+            listing.refusals.append(Refusal(split.value, label, name, "in no class folder"))
     return listing
+
+
+def _look_beside(listing: Listing, source: Path, parts: dict[Split, Path]) -> None:
+    """What lies beside train/ val/ test/: a class that is called train would hide all others."""
+    others = [path for path in sorted(source.iterdir()) if _is_class(path) and path not in parts.values()]
+    if beside := [path.name for path in others if holds_image(path)]:
+        here = " ".join(f"{split}/" for split in parts)
+        raise BadSource(
+            f"{source} holds {here}, and folders of images beside: {', '.join(beside[:5])}",
+            why=f"if {here} are the splits, those images belong to none; if they are classes, so are the others",
+            remedy="move the others away, or put all classes below a folder train/",
+        )
+    if loose := list(images_outside(source, (), deep=False)):
+        listing.remarks.append(f"left alone, being in no split: {len(loose):,} images in SOURCE, first {loose[0]}")
 
 
 def _is_class(path: Path) -> bool:

@@ -19,15 +19,27 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ....shards import ClassEntry, Split
-from ..tar import Kind, Member
-from .devkit import Devkit, read_devkit
-from .listing import BadSource, Listing, Refusal, add_files, bare_name
+from ..tar import Kind, Member, members
+from .devkit import Devkit, is_devkit, read_devkit
+from .listing import (
+    BadSource,
+    Listing,
+    Refusal,
+    add_files,
+    bare_name,
+    holds_image,
+    images_outside,
+    label_of_path,
+    no_images,
+)
 from .patches import apply_patches
 
 OnFound = Callable[[int], object]
 
 _ARCHIVE = re.compile(r"ILSVRC(?P<year>\d{4})_(?:images|img)_(?P<split>train|val|test)(?:_v\d+)?(?:\.tar)?")
 _EVAL_IMAGE = re.compile(r"ILSVRC(?P<year>\d{4})_(?P<split>val|test)_(?P<number>\d{8})\.JPEG")
+_EVAL_NAME = re.compile(r"ILSVRC\d{4}_(val|test)_")  # also where number or ending are wrong
+_NO_NUMBER = "its name has no number of an image of"
 _WNID = re.compile(r"n\d{8}")
 _INNER_TAR = re.compile(r"(n\d{8})\.tar")
 _EVALUATION = (Split.VAL, Split.TEST)
@@ -105,8 +117,10 @@ def list_ilsvrc(
         )
     archives = any(path.is_file() for path in layout.parts.values())
     listing = Listing(f"ILSVRC{''.join(layout.years)} {'archives' if archives else 'extracted'}")
-    kit = read_devkit(source)
-    lister = _Lister(source, listing, kit, unlabelled, on_found)
+    kit = read_devkit(source, layout.years)
+    if kit.passed_over:
+        listing.remarks.append(f"left alone, being of another edition: {', '.join(kit.passed_over)}")
+    lister = _Lister(source, layout.parts, listing, kit, unlabelled, on_found)
     if Split.TRAIN in splits:
         lister.list_train(layout.parts[Split.TRAIN])
     else:
@@ -118,8 +132,21 @@ def list_ilsvrc(
             lister.list_evaluation(split, layout.parts[split])
             on_found(len(listing.splits[split]))
     if layout.patches is not None:
-        apply_patches(listing, layout.patches, layout.patches.relative_to(source).as_posix())
+        apply_patches(listing, layout.patches, label_of_path(source, layout.patches))
+    if beside := _beside(source, layout):
+        listing.remarks.append(f"left alone, being no part of the edition: images in {', '.join(beside)}")
     return listing
+
+
+def _beside(source: Path, layout: Layout) -> list[str]:
+    """Folders of images that are neither part nor class nor patch."""
+    known = {*layout.parts.values(), layout.patches}
+    return [
+        path.name
+        for path in sorted(source.iterdir())
+        if path not in known and path.is_dir() and not path.name.startswith(".")
+        if not (source in known and _WNID.fullmatch(path.name)) and not is_devkit(path.name) and holds_image(path)
+    ]
 
 
 @dataclass(slots=True)
@@ -127,6 +154,7 @@ class _Lister:
     """Fills one listing; every method adds one part of the edition."""
 
     source: Path
+    parts: dict[Split, Path]
     listing: Listing
     kit: Devkit
     unlabelled: bool
@@ -139,10 +167,13 @@ class _Lister:
         for wnid, add in self._train_classes(part):
             if wnid in wnids:
                 raise BadSource(f"{self._label(part)} holds {wnid} twice", remedy="keep one of the two")
-            before = len(images)
+            before = self.listing.found(Split.TRAIN)
             add(len(wnids))
             wnids.append(wnid)
-            self.on_found(len(images) - before)
+            found = self.listing.found(Split.TRAIN) - before
+            if not found:
+                raise no_images(f"{wnid} of {self._label(part)}")
+            self.on_found(found)
         self.listing.classes = tuple(self._class_entry(wnid, part) for wnid in sorted(wnids))
         if not wnids:
             raise BadSource(
@@ -157,12 +188,11 @@ class _Lister:
     def _train_classes(self, part: Path) -> Iterator[tuple[str, Callable[[int], None]]]:
         """(wnid, function that adds its images under a label) for every class of train."""
         if part.is_file():
-            container = self.listing.add_container(part, self._label(part))
             with part.open("rb", buffering=0) as file:
-                for member in self.listing.members_of(file, self._label(part)):
+                for member in members(file, where=self._label(part)):
                     found = _INNER_TAR.fullmatch(bare_name(member.name) or "")
                     if member.kind is Kind.FILE and found is not None:
-                        yield found[1], self._adder_of_tar(file, container, member, found[0])
+                        yield found[1], self._adder_of_tar(file, part, member, f"{self._label(part)}/{found[0]}")
                     elif member.kind is not Kind.FOLDER:
                         reason = "not the archive of a class (nNNNNNNNN.tar)"
                         self._refuse(Split.TRAIN, self._label(part), member.name, reason)
@@ -170,17 +200,17 @@ class _Lister:
         for path in sorted(part.iterdir()):
             found = _INNER_TAR.fullmatch(path.name)
             if found is not None and path.is_file():
-                container = self.listing.add_container(path, self._label(path))
                 with path.open("rb", buffering=0) as file:
                     whole = Member(path.name, Kind.FILE, 0, path.stat().st_size)
-                    yield found[1], self._adder_of_tar(file, container, whole, "")
+                    yield found[1], self._adder_of_tar(file, path, whole, self._label(path))
             elif _WNID.fullmatch(path.name) and path.is_dir():
                 yield path.name, self._adder_of_folder(path)
+        self._refuse_outside_classes(Split.TRAIN, part)
 
-    def _adder_of_tar(self, file: BinaryIO, container: int, tar: Member, inner: str) -> Callable[[int], None]:
+    def _adder_of_tar(self, file: BinaryIO, path: Path, tar: Member, where: str) -> Callable[[int], None]:
         def add(label: int) -> None:
-            where = "/".join(filter(None, (self.listing.containers[container].label, inner)))
-            found = self.listing.members_of(file, where, tar.offset, tar.offset + tar.size)
+            container = self.listing.add_container(path, where)
+            found = members(file, where=where, start=tar.offset, end=tar.offset + tar.size)
             self._add_members(Split.TRAIN, file, container, found, where, lambda _: label)
 
         return add
@@ -210,7 +240,7 @@ class _Lister:
             label_of = self._label_by_number(split)
             container = self.listing.add_container(part, self._label(part))
             with part.open("rb", buffering=0) as file:
-                found = self.listing.members_of(file, self._label(part))
+                found = members(file, where=self._label(part))
                 self._add_members(split, file, container, found, self._label(part), label_of)
             return
         folder = part / split if (part / split).is_dir() else part
@@ -220,17 +250,31 @@ class _Lister:
                 container = self.listing.add_container(path, self._label(path), is_folder=True)
                 label = self._known_label(path.name, f"{self._label(path)}/ is a class of {split}")
                 add_files(self.listing, split, container, path, label=label)
+            self._refuse_outside_classes(split, folder)
             return
         label_of = self._label_by_number(split)
         container = self.listing.add_container(folder, self._label(folder), is_folder=True)
-        for path in sorted(folder.glob(f"ILSVRC*_{split}_*.JPEG")):
-            number_label = label_of(path.name)
+        for name in self._outside_classes(split, folder):
+            number_label = label_of(name)
             if number_label is None:
-                self._refuse(split, self._label(folder), path.name, "its name has no image number")
-            elif not path.is_file():
-                self._refuse(split, self._label(folder), path.name, "no regular file")
+                self._refuse(split, self._label(folder), name, f"{_NO_NUMBER} {split}")
+            elif not (folder / name).is_file():
+                self._refuse(split, self._label(folder), name, "no regular file")
             else:
-                images.add(path.name, container, 0, path.stat().st_size, number_label)
+                images.add(name, container, 0, (folder / name).stat().st_size, number_label)
+
+    def _outside_classes(self, split: Split, folder: Path) -> Iterator[str]:
+        """Names of the split's images that lie in its folder, but in no folder of a synset."""
+        sharing = [other for other in Split if self.parts.get(other) == folder] or [split]
+        classes = [path.name for path in folder.iterdir() if _WNID.fullmatch(path.name)]
+        for name in images_outside(folder, classes, deep=folder != self.source):
+            named = _EVAL_NAME.match(name)
+            if split == (named[1] if named is not None and named[1] in sharing else sharing[-1]):
+                yield name
+
+    def _refuse_outside_classes(self, split: Split, folder: Path) -> None:
+        for name in self._outside_classes(split, folder):
+            self._refuse(split, self._label(folder), name, "in no folder of a class")
 
     def _label_by_number(self, split: Split) -> Callable[[str], int | None]:
         """From an image's name to its label by the number in it; None where it has none."""
@@ -240,7 +284,7 @@ class _Lister:
             if not self.unlabelled:
                 raise BadSource(
                     f"{split} has no ground truth: no ILSVRC*_{_TRUTH_WORD[split]}_ground_truth.txt",
-                    where=f"looked in {self.source}, its data/ and the development kit",
+                    where=self._kit_places(),
                     why=f"without it nothing says what the images of {split} show",
                     remedy=f"put the file there, leave {split} out with --splits, or take it --unlabelled",
                 )
@@ -249,7 +293,7 @@ class _Lister:
         if not self.kit.synsets:
             raise BadSource(
                 f"{split} has a ground truth, but there is no meta.mat to tell what its ids mean",
-                where=f"looked in {self.source}, its data/ and the development kit",
+                where=self._kit_places(),
                 why="the ids are the development kit's own and follow no order",
                 remedy="put the development kit's archive into the source folder",
             )
@@ -257,7 +301,7 @@ class _Lister:
 
         def label_of(name: str) -> int | None:
             image = _EVAL_IMAGE.fullmatch(name)
-            if image is None:
+            if image is None or image["split"] != split:
                 return None
             number = int(image["number"])
             if not 1 <= number <= len(truth):
@@ -280,6 +324,10 @@ class _Lister:
             return labels[devkit_id]
 
         return label_of
+
+    def _kit_places(self) -> str:
+        others = f"; of another edition: {', '.join(self.kit.passed_over)}" if self.kit.passed_over else ""
+        return f"looked in {self.source}, its data/ and the development kit{others}"
 
     def _known_label(self, wnid: str, what: str) -> int:
         if wnid not in self.labels:
@@ -314,7 +362,7 @@ class _Lister:
                 reason = f"duplicate: the name comes twice, with {'the same' if same else 'other'} bytes"
                 self._refuse(split, where, member.name, reason)
             elif (label := label_of(name)) is None:
-                self._refuse(split, where, member.name, "its name has no image number, so no label")
+                self._refuse(split, where, member.name, f"{_NO_NUMBER} {split}")
             else:
                 seen[name] = member
                 images.add(name, container, member.offset, member.size, label)
@@ -323,7 +371,7 @@ class _Lister:
         self.listing.refusals.append(Refusal(split.value, where, name, reason))
 
     def _label(self, path: Path) -> str:
-        return path.relative_to(self.source).as_posix()
+        return label_of_path(self.source, path)
 
 
 def _bytes_of(file: BinaryIO, member: Member, limit: int = 1 << 26) -> bytes:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import os
 import stat
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from ....shards import NO_LABEL, AlexshardError, ClassEntry, Split
-from ..tar import BLOCK, BadArchive, Member, end_of, ends_marked, members
 
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 
@@ -103,18 +101,6 @@ class Listing:
         self.containers.append(Container(path, label, is_folder, state))
         return len(self.containers) - 1
 
-    def members_of(self, file: BinaryIO, where: str, start: int = 0, end: int | None = None) -> Iterator[Member]:
-        """The members of a tar (see `tar.members`); a remark where the archive has no end mark."""
-        end = file.seek(0, os.SEEK_END) if end is None else end
-        if end - start < BLOCK:
-            raise BadArchive(f"{where} is empty or cut: {end - start} bytes", remedy="download it again")
-        after = start
-        for member in members(file, where=where, start=start, end=end):
-            after = end_of(member)
-            yield member
-        if not ends_marked(file, after=after, end=end):
-            self.remarks.append(f"{where} has no end mark: it may have been cut between two members")
-
 
 def bare_name(name: str) -> str | None:
     """The last component of a member's name; None where the name reaches outside of its archive.
@@ -128,6 +114,40 @@ def bare_name(name: str) -> str | None:
     return parts[-1]
 
 
+def label_of_path(source: Path, path: Path) -> str:
+    """What to call a file or folder of the source: its path in there, "SOURCE" for all of it."""
+    return "SOURCE" if path == source else path.relative_to(source).as_posix()
+
+
+def is_image_name(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def holds_image(folder: Path) -> bool:
+    """Whether anything below a folder ends like an image."""
+    return any(is_image_name(name) for _, _, names in os.walk(folder) for name in names)
+
+
+def images_outside(folder: Path, classes: Collection[str], *, deep: bool) -> Iterator[str]:
+    """What ends like an image in a folder but not below one of its class folders; `deep`: below the others too."""
+    for entry in _visible(folder):
+        if not entry.is_dir():
+            if is_image_name(entry.name):
+                yield entry.name
+        elif deep and entry.name not in classes:
+            below = (Path(file.path).relative_to(folder).as_posix() for file in _files_below(Path(entry.path)))
+            yield from filter(is_image_name, below)
+
+
+def no_images(where: str) -> BadSource:
+    return BadSource(
+        f"the class {where} holds no image",
+        where=f"looked for {', '.join(IMAGE_ENDINGS)}",
+        why="a class without images cannot be learnt, and may be none",
+        remedy="fill it or remove it",
+    )
+
+
 def add_files(
     listing: Listing, split: Split, container: int, folder: Path, *, label: int = NO_LABEL, within: str = ""
 ) -> int:
@@ -139,7 +159,7 @@ def add_files(
     images, held = listing.splits[split], listing.containers[container]
     found = passed_over = 0
     for entry in _files_below(folder):
-        if not entry.name.lower().endswith(IMAGE_ENDINGS):
+        if not is_image_name(entry.name):
             passed_over += 1
             continue
         found += 1
@@ -164,14 +184,16 @@ def _files_below(folder: Path, depth: int = 8) -> Iterator[os.DirEntry[str]]:
 
     A link to a folder is not followed, so a loop of links ends; the folder itself may be one.
     """
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if entry.name.startswith("."):
-            continue
+    for entry in _visible(folder):
         if not entry.is_dir(follow_symlinks=False):
             yield entry
         elif depth:
             yield from _files_below(Path(entry.path), depth - 1)
         else:
             raise BadSource(f"{entry.path}: folders are nested too deeply", why="a class is a folder of images")
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by sorted name; hidden names are left out."""
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ....shards import Split
-from ..tar import Kind
+from ..tar import Kind, members
 from .listing import Listing, bare_name
 
 Place = tuple[int, int, int]  # container, offset, size
@@ -34,7 +34,7 @@ def _in_archive(listing: Listing, path: Path, label: str) -> dict[tuple[str, str
     container = listing.add_container(path, label)
     patches = {}
     with path.open("rb", buffering=0) as file:
-        for member in listing.members_of(file, label):
+        for member in members(file, where=label):
             folder, _, name = member.name.rpartition("/")
             if member.kind is Kind.FILE and bare_name(member.name) is not None:
                 patches[folder.rpartition("/")[2], name] = (container, member.offset, member.size)
