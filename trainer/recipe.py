@@ -8,6 +8,7 @@ says. Every constant stands in fidelity.md: §0 (presets side by side, schedule)
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -137,20 +138,21 @@ class Recipe:
         for name, kind in _choices().items():
             if getattr(self, name) not in kind:
                 raise BadRecipe(name, getattr(self, name), f"one of {', '.join(map(str, kind))}")
-        for name in ("width", "batch_size", "epochs", "schedule_epochs"):
-            if not getattr(self, name) > 0:
-                raise BadRecipe(name, getattr(self, name), "more than 0")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise BadRecipe("max_steps", self.max_steps, "at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise BadRecipe("seed", self.seed, "an integer in 0..4294967295")
-        if len(self.init_std) != len(LAYERS) or len(self.init_bias) != len(LAYERS):
-            raise BadRecipe("init", (self.init_std, self.init_bias), f"one value for each of {', '.join(LAYERS)}")
+        for name, (wanted, holds) in _RANGES.items():
+            value = getattr(self, name)
+            absent = value is None and name in ("max_steps", "same_map_a")
+            if not (absent or holds(value)):
+                raise BadRecipe(name, value, wanted)
         starts = [segment.after_epochs for segment in self.schedule]
-        if not starts or starts[0] != 0 or starts != sorted(starts):
+        if (
+            not starts
+            or starts[0] != 0
+            or starts != sorted(starts)
+            or not all(start < math.inf for start in starts)
+        ):
             raise BadRecipe("schedule", starts, "segments in order, the first after 0 epochs")
-        if any(not rate > 0 for segment in self.schedule for rate in _rates(segment)):
-            raise BadRecipe("schedule", self.schedule, "rates above 0 (None freezes)")
+        if not all(0 < rate < math.inf for segment in self.schedule for rate in _rates(segment)):
+            raise BadRecipe("schedule", self.schedule, "finite rates above 0 (None freezes)")
 
     @property
     def learning_rate(self) -> float:
@@ -161,8 +163,8 @@ class Recipe:
 
     def with_learning_rate(self, rate: float) -> Recipe:
         """The schedule with every rate scaled so that the weights begin at `rate`."""
-        if not rate > 0:
-            raise BadRecipe("lr", rate, "more than 0")
+        if not 0 < rate < math.inf:
+            raise BadRecipe("lr", rate, "a finite number above 0")
         factor = rate / self.learning_rate
         return dataclasses.replace(self, schedule=tuple(segment.scaled(factor) for segment in self.schedule))
 
@@ -197,6 +199,31 @@ class Recipe:
                 remedy="use the version named in the run's config.json",
             ) from None
 
+
+def _whole(most: int) -> tuple[str, Callable[[Any], bool]]:
+    return f"a whole number in 1..{most}", lambda value: isinstance(value, int) and 1 <= value <= most
+
+
+def _layers(least: float) -> tuple[str, Callable[[Any], bool]]:
+    wanted = f"a number in {least:g}..1000 for each of {', '.join(LAYERS)}"
+    return wanted, lambda values: len(values) == len(LAYERS) and all(least <= value <= 1000 for value in values)
+
+
+# What a number must be; nothing is true of nan. A width of 8 has 4 billion weights.
+_RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "width": ("above 0 and at most 8", lambda value: 0 < value <= 8),
+    **dict.fromkeys(("lrn_n", "same_map_n"), _whole(1000)),
+    **dict.fromkeys(("lrn_k", "same_map_k"), ("a finite number above 0", lambda value: 0 < value < math.inf)),
+    **dict.fromkeys(("lrn_a", "same_map_a"), ("a number in 0..1000", lambda value: 0 <= value <= 1000)),
+    "init_std": _layers(0),
+    "init_bias": _layers(-1000),
+    "batch_size": _whole(2**31),
+    **dict.fromkeys(("momentum", "weight_decay"), ("at least 0 and below 1", lambda value: 0 <= value < 1)),
+    "schedule_epochs": ("a finite number above 0", lambda value: 0 < value < math.inf),
+    "epochs": _whole(1_000_000),
+    "max_steps": _whole(2**63),
+    "seed": ("a whole number in 0..4294967295", lambda v: isinstance(v, int) and 0 <= v < 2**32),
+}
 
 PRESETS: Mapping[str, Callable[[], Recipe]] = {"original": Recipe.original, "paper": Recipe.paper}
 

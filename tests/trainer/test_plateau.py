@@ -1,5 +1,6 @@
 """Words for a loss that stays at ln(classes): not too early, not for other losses, and with what is known."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,10 +8,9 @@ from alexshard.trainer import PRESETS
 from alexshard.trainer.plateau import plateau_message
 
 
-def message(preset, step, loss, *, num_classes=1000, steps_per_epoch=9375):
-    return plateau_message(
-        PRESETS[preset](), num_classes=num_classes, steps_per_epoch=steps_per_epoch, step=step, loss=loss
-    )
+def message(preset, step, loss, *, num_classes=1000, steps_per_epoch=9375, **changes):
+    recipe = dataclasses.replace(PRESETS[preset](), **changes)
+    return plateau_message(recipe, num_classes=num_classes, steps_per_epoch=steps_per_epoch, step=step, loss=loss)
 
 
 @pytest.mark.parametrize(("preset", "step"), [("paper", 999), ("original", 9374)])
@@ -37,4 +37,24 @@ def test_after_15_000_steps_paper_is_told_that_no_recovery_is_known():
 
 
 def test_original_is_told_what_usually_causes_it():
-    assert "should have left it by now" in message("original", 1000, 2.30, num_classes=10, steps_per_epoch=15)
+    said = message("original", 1000, 2.30, num_classes=10, steps_per_epoch=15)
+
+    assert said.endswith("should have left it by now. Usual causes: labels that do not fit the images.")
+
+
+def test_the_first_weights_decide_and_not_the_name_of_the_preset():
+    original, paper = (PRESETS[name]().init_std for name in ("original", "paper"))
+
+    assert message("paper", 2000, 6.9078, init_std=original) is None
+    assert "should have left it" in message("paper", 9375, 6.9078, init_std=original)
+    assert message("original", 2000, 6.9078, init_std=paper) == message("paper", 2000, 6.9078)
+
+
+def test_a_way_already_taken_is_not_offered():
+    bias = PRESETS["paper"]().with_initial_bias(0.1).init_bias
+    said = message("paper", 9375, 6.9078, init_bias=bias, width=0.25)
+
+    assert "--init original" in said
+    assert "a width of 0.25 (--init-fan-in helps)" in said
+    assert "--bias" not in said
+    assert "--init-fan-in" not in message("paper", 9375, 6.9078, init_bias=bias, width=0.25, init_fan_in=True)
