@@ -26,6 +26,7 @@ from .dropout import Masks
 from .lrn import lrn_across_maps, lrn_same_map
 from .recipe import LAYERS, Recipe
 
+_LAYER_STRIDE = 0x9E3779B9  # 2³² / golden ratio: no two layers of seeds near one another share a draw
 PER_TOWER = (48, 128, 192, 192, 128, 2048)  # conv1..conv5, and fc6 and fc7 alike
 Pieces = dict[str, tuple[nn.Parameter, ...]]
 
@@ -37,7 +38,7 @@ class SideTooSmall(WrongCall):
         super().__init__(
             f"images of {side}×{side} pixels leave nothing after the third pooling",
             why="AlexNet's strides and poolings shrink the side about 32 times",
-            remedy="pack at 74 pixels or more: alexshard build SOURCE --size 74 (crops of 64)",
+            remedy="pack at 39 pixels or more; --size 74 of alexshard build gives crops of 64",
         )
 
 
@@ -135,7 +136,11 @@ class AlexNet(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Normal weights and constant biases by layer; a tower takes its rows of the whole layer's draw."""
+        """Normal weights and constant biases by layer; a tower takes its rows of the whole layer's draw.
+
+        torch's CPU generator is told apart by 32 bits. Adding a number of the layer to the seed modulo 2³² gives
+        every layer another draw, and every seed other draws of each layer.
+        """
         for number, name in enumerate(LAYERS):
             if not hasattr(self, name):
                 continue
@@ -145,9 +150,8 @@ class AlexNet(nn.Module):
                 std *= math.sqrt(_full_fan_in(number) / layer.weight[0].numel())
             parts = 1 if self.tower is None or name == "fc8" else 2
             weight = torch.empty(parts * layer.weight.shape[0], *layer.weight.shape[1:])
-            weight.normal_(
-                0, std, generator=torch.Generator().manual_seed(self.recipe.seed * len(LAYERS) + number)
-            )
+            generator = torch.Generator().manual_seed((self.recipe.seed + number * _LAYER_STRIDE) % 2**32)
+            weight.normal_(0, std, generator=generator)
             layer.weight.copy_(weight.chunk(parts)[(self.tower or 0) if parts == 2 else 0])
             layer.bias.fill_(self.recipe.init_bias[number])
 

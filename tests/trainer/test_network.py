@@ -1,6 +1,7 @@
 """Counts, geometry and values of the network, against fidelity.md §1, §2, §8 and §10."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -184,6 +185,19 @@ def test_the_seed_alone_decides_the_initial_values():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not any(torch.equal(getattr(one, n).weight, getattr(other, n).weight) for n, _ in one.named_children())
+
+
+@pytest.mark.parametrize("apart", [2**16, 2**28, 2**29, 2**30, 2**31, 2**32 - 1])
+def test_seeds_far_apart_give_other_initial_values_too(apart):
+    one, other = network(), network(dataclasses.replace(SMALL, seed=apart))
+
+    assert not any(torch.equal(getattr(one, n).weight, getattr(other, n).weight) for n, _ in one.named_children())
+
+
+def test_no_two_layers_share_a_draw():
+    draws = [layer.weight.flatten()[:8] / layer.weight.std() for _, layer in network().named_children()]
+
+    assert all(not torch.allclose(a, b, rtol=0.2) for a, b in itertools.combinations(draws, 2))
 
 
 def test_dropout_keeps_or_zeroes_in_training_and_halves_at_test():
