@@ -24,13 +24,19 @@ class Machine:
 
     @classmethod
     def choose(
-        cls, device: str = "auto", *, devices: Sequence[str] | None = None, threads: int | None = None
+        cls, device: str | None = None, *, devices: Sequence[str] | None = None, threads: int | None = None
     ) -> Machine:
-        """The devices named: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:N`; `devices` names two.
+        """The device named: `auto` (the default: a GPU where there is one), `cpu`, `cuda`, `cuda:N`; or two.
 
         Raises:
-            WrongCall: a device is not there, or not one or two are named.
+            WrongCall: a device is not there, both ways are used, or `devices` are not two.
         """
+        if device is not None and devices is not None:
+            raise WrongCall(
+                f"--device {device} and --devices {','.join(devices)} at once",
+                why="the network is on one device or on two",
+                remedy="leave one of them out",
+            )
         if devices is not None and len(devices) != 2:
             raise WrongCall(
                 f"--devices names {len(devices)} devices",
@@ -39,7 +45,7 @@ class Machine:
             )
         if threads is not None and threads < 1:
             raise WrongCall(f"{threads} threads", remedy="give at least 1, or leave --threads out")
-        return cls(tuple(_device(name) for name in devices or (device,)), threads)
+        return cls(tuple(_device(name) for name in devices or (device or "auto",)), threads)
 
     @property
     def device(self) -> torch.device:

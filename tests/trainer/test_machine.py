@@ -6,6 +6,7 @@ import pytest
 import torch
 from alexshard.shards import WrongCall
 from alexshard.trainer import Machine, Recipe, measure_demand
+from alexshard.trainer.step import Stepper
 
 
 def test_auto_is_a_gpu_where_there_is_one():
@@ -28,6 +29,7 @@ def test_two_devices_are_two_towers_and_may_be_one_and_the_same():
         ({"devices": ["cpu"]}, "--devices names 1 devices"),
         ({"devices": ["cpu", "cpu", "cpu"]}, "--devices names 3 devices"),
         ({"threads": 0}, "0 threads"),
+        ({"device": "cpu", "devices": ["cpu", "cpu"]}, "--device cpu and --devices cpu,cpu at once"),
     ],
 )
 def test_a_device_that_cannot_be_used_is_a_wrong_call(wrong, message):
@@ -44,3 +46,15 @@ def test_demand_is_one_rate_for_each_repeat():
 
     assert len(rates) == 4
     assert all(rate > 0 for rate in rates)
+
+
+def test_demand_waits_for_the_device_only_between_measurements(monkeypatch):
+    events = []
+    step, synchronize = Stepper.step, Machine.synchronize
+    monkeypatch.setattr(Stepper, "step", lambda *given: events.append("step") or step(*given))
+    monkeypatch.setattr(Machine, "synchronize", lambda machine: events.append("wait") or synchronize(machine))
+    recipe = dataclasses.replace(Recipe.original(), width=0.125)
+
+    measure_demand(recipe, num_classes=10, side=64, device="cpu", batch_size=4, repeats=2, steps=3)
+
+    assert events == ["wait", "step", "step", "step", "wait"] * 3
