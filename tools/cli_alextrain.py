@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -56,6 +55,7 @@ def main() -> None:
 @click.option(
     "--constant-rate", is_flag=True, default=None, help="No drop and no freeze: the first rates throughout."
 )
+@click.option("--mean", type=click.Choice(["image", "channel"]), help="What is subtracted.  [default: image]")
 @click.option("--augment", type=click.Choice(["original", "paper", "none"]), help="[default: as the preset]")
 @click.option("--dropout/--no-dropout", default=None, help="[default: with]")
 @click.option("--init", type=click.Choice(["original", "paper"]), help="Weights as this preset begins.")
@@ -64,7 +64,7 @@ def main() -> None:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, order, draws and dropout.  [default: 0]"
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--devices", metavar="A,B", help="Two devices, one tower on each, as cuda:0,cuda:1 or cpu,cpu.")
 @THREADS
 @click.option(
@@ -77,7 +77,7 @@ def run(
     shards: Path | None,
     out: Path | None,
     resume: Path | None,
-    device: str,
+    device: str | None,
     devices: str | None,
     threads: int | None,
     eval_every: int,
@@ -220,8 +220,10 @@ def _recipe(
 
 def _shard_set(shards: Path | None, run: Path | None) -> ShardSet:
     """The set named; else the one that the run's configuration names; else the only one in shards/."""
-    if shards is None and run is not None and (run / "config.json").is_file():
-        shards = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["shard_set"]["path"])
+    from ..trainer import RunFolder
+
+    if shards is None and run is not None:
+        shards = RunFolder(run).shard_set()
     return ShardSet.open(shards or Path("shards"))
 
 

@@ -10,7 +10,7 @@ from .machine import Machine, versions
 from .network import AlexNet
 from .plan import Plan, validation_split
 from .recipe import LAYERS, PRESETS, Recipe, Segment, differences
-from .run_folder import Record, RunFolder
+from .run_folder import DamagedRun, Record, RunFolder
 from .step import measure_demand
 from .towers import TwoTowers, build_network
 
@@ -20,6 +20,7 @@ __all__ = [
     "AlexNet",
     "BadCheckpoint",
     "Checkpoint",
+    "DamagedRun",
     "Diverged",
     "Evaluation",
     "Machine",

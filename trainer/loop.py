@@ -1,7 +1,8 @@
 """A run from its first step to its last, through stops and resumptions.
 
     shard set ─► Loader ─► Stepper (network, masks, momentum) ─► figures, every few steps ─► metrics.jsonl
-                              └─► checkpoint.pt, every few minutes and at the end; evaluation after every epoch
+                              └─► checkpoint.pt, at the start, every few minutes with a line of figures, at the
+                                  end; evaluation after every epoch
 
 What a step needs is a function of its number (schedule, masks, order, augmentation), so a checkpoint is the
 network, its momentum, the number, and the loader's position. The device is read when figures are written, not at
@@ -29,10 +30,8 @@ from .step import Stepper
 from .towers import build_network
 from .window import Window
 
-CHECKPOINT_EVERY_S = (
-    300.0  # of a run that is not stopped; epochs that end sooner after the last one are not worth one
-)
-CHECKPOINT_EPOCH_AFTER_S = 60.0
+CHECKPOINT_EVERY_S = 300.0  # of a run that is not stopped
+CHECKPOINT_EPOCH_AFTER_S = 60.0  # an epoch that ends sooner after the last one is not worth one
 
 
 class Reporter:
@@ -61,9 +60,9 @@ class Outcome:
 
 
 class Diverged(AlexshardError):
-    """The loss is no longer a finite number."""
+    """Losses or weights are no longer finite numbers; `what` says which, and since which step."""
 
-    def __init__(self, step: int, recipe: Recipe, checkpoint: Path) -> None:
+    def __init__(self, what: str, recipe: Recipe, checkpoint: Path) -> None:
         preset_rate = PRESETS[recipe.preset]().learning_rate
         rate = recipe.learning_rate
         if rate > preset_rate:
@@ -71,14 +70,11 @@ class Diverged(AlexshardError):
         else:
             cause = f"a rate of {rate:g} is too high for this network and data, or images have wild values"
             remedy = f"--lr {rate / 2:g}, and alexshard verify --deep on the shard set"
-        kept = (
-            f"{checkpoint} holds the last state written before" if checkpoint.is_file() else "none was written yet"
-        )
         super().__init__(
-            f"the loss of step {step:,} is not finite",
-            where=f"checkpoint: {kept}",
+            what,
+            where=f"{checkpoint} holds the last state written before",
             why=f"the weights are lost from here on; likely cause: {cause}",
-            remedy=remedy,
+            remedy=f"a new run, with another --out and {remedy}",
         )
 
 
@@ -102,7 +98,8 @@ def train(
     Raises:
         WrongCall: recipe, shard set, machine and folder do not go together; nothing has been written then.
         BadCheckpoint: the checkpoint to resume from is damaged or of another shard set.
-        Diverged: the loss is not finite.
+        Diverged: a loss or a weight is not finite.
+        DamagedRun: metrics.jsonl of the run to resume cannot be read.
     """
     reporter = reporter or Reporter()
     plan = Plan.of(recipe, shard_set, machine)
@@ -133,7 +130,7 @@ class _Run:
             seed=self.recipe.seed,
             augment=self.recipe.augment,
             mean=self.recipe.mean,
-            mean_crop=self.recipe.mean_crop,
+            mean_crop=self.recipe.mean_crop if self.recipe.mean == "image" else None,
             order=self.recipe.order,
             eigen=self.recipe.eigen,
             jitter_steps=plan.schedule.jitter_steps,
@@ -158,6 +155,7 @@ class _Run:
         self.saved = self.step, self.evaluated_step
         folder.open(step=self.step, evaluated_step=self.evaluated_step)
         folder.write_config(self.plan.config())
+        self._save_if(resume is None)  # however early the run ends, there is something to resume
         self.board = TensorBoard(folder.path, from_step=self.step + 1)
         self.reporter.say(
             f"run {folder.path}" if resume is None else f"{folder.path} goes on after step {self.step:,}"
@@ -171,6 +169,7 @@ class _Run:
 
     def go(self) -> Outcome:
         """Train to the end, or to a signal."""
+        self.window.restart()
         try:
             self._evaluate_if_due()
             while self.step < self.plan.last_step and not self.interrupt():
@@ -183,7 +182,6 @@ class _Run:
 
     def _epoch(self) -> None:
         """The rest of the loader's epoch, or less where the run ends or is stopped in it."""
-        self.window.restart()
         batches = iter(self.loader)
         while self.step < self.plan.last_step and not self.interrupt():
             asked = time.perf_counter()
@@ -203,15 +201,20 @@ class _Run:
         self.window.add(self.stepper.step(self.step, batch.images, batch.labels), len(batch.keys))
         self.step += 1
         self._log_if(self.step == 1 or self.step % self.log_every == 0)
-        self._save_if(time.perf_counter() - self.saved_at > CHECKPOINT_EVERY_S)
+        if early := self.window.speed(self.machine.synchronize):
+            images_left = (self.plan.last_step - self.step) * self.recipe.batch_size
+            self.reporter.rate(early.images / early.seconds, early.wait_s / early.seconds, images_left)
+        # With a line alone: a checkpoint in the middle of a window would make figures depend on the clock.
+        self._save_if(not self.window.steps and time.perf_counter() - self.saved_at > CHECKPOINT_EVERY_S)
 
     def _log_if(self, due: bool) -> None:
         """Read the figures of the steps since the last line and write them."""
         if not due or not self.window.steps:
             return
+        if (bad := self.window.first_bad()) is not None:
+            step = self.step - self.window.steps + bad + 1
+            raise Diverged(f"the loss of step {step:,} is not finite", self.recipe, self.folder.checkpoint)
         figures = self.window.read()
-        if (bad := figures.first_bad) is not None:
-            raise Diverged(self.step - self.window.steps + bad, self.recipe, self.folder.checkpoint)
         self._write(
             Record(
                 kind="train",
@@ -221,13 +224,10 @@ class _Run:
                 top1_error=figures.top1_error,
                 top5_error=figures.top5_error,
                 lr=self.stepper.sgd.rates["weights"],
-                images_per_s=figures.images / figures.seconds,
+                images_per_s=figures.images_per_s,
                 wait_s=figures.wait_s,
             )
         )
-        if rate := self.window.rate_now():
-            images_left = (self.plan.last_step - self.step) * self.recipe.batch_size
-            self.reporter.rate(*rate, images_left)
         self._watch_plateau(figures.loss)
         self.window.restart()
 
@@ -250,7 +250,11 @@ class _Run:
         split, done = self.plan.val_split, self.evaluated_step == self.step
         if split is None or done or self.interrupt() or not self.plan.evaluates_at(self.step, self.eval_every):
             return
-        with evaluation_loader(self.recipe, self.plan.shard_set, split, self.machine) as loader:
+        self._check_weights()
+        with (
+            self.window.paused(),
+            evaluation_loader(self.recipe, self.plan.shard_set, split, self.machine) as loader,
+        ):
             evaluation = evaluate(self.stepper.network, loader, stop=self.interrupt)
         if evaluation is None:
             return
@@ -274,21 +278,26 @@ class _Run:
         self.reporter.record(record, evaluation)
 
     def _save_if(self, due: bool) -> None:
+        """Write the state; only where all figures are written."""
         if not due:
             return
-        self._log_if(True)
-        # The loss is that of the network before its last update, so the weights are looked at themselves.
-        if not all(part.isfinite().all() for parts in self.stepper.network.pieces().values() for part in parts):
-            raise Diverged(self.step, self.recipe, self.folder.checkpoint)
-        Checkpoint(
-            recipe=self.recipe,
-            num_classes=self.plan.num_classes,
-            side=self.plan.side,
-            shard_set=self.plan.shard_set.digest,
-            step=self.step,
-            evaluated_step=self.evaluated_step,
-            loader=self.loader.state_dict(),
-            network=self.stepper.network.state_dict(),
-            optimiser=self.stepper.sgd.state_dict(),
-        ).save(self.folder.checkpoint)
+        self._check_weights()
+        with self.window.paused():
+            Checkpoint(
+                recipe=self.recipe,
+                num_classes=self.plan.num_classes,
+                side=self.plan.side,
+                shard_set=self.plan.shard_set.digest,
+                step=self.step,
+                evaluated_step=self.evaluated_step,
+                loader=self.loader.state_dict(),
+                network=self.stepper.network.state_dict(),
+                optimiser=self.stepper.sgd.state_dict(),
+            ).save(self.folder.checkpoint)
         self.saved, self.saved_at = (self.step, self.evaluated_step), time.perf_counter()
+
+    def _check_weights(self) -> None:
+        """Losses are those of the network before its update, so the weights are looked at themselves."""
+        if not all(part.isfinite().all() for parts in self.stepper.network.pieces().values() for part in parts):
+            what = f"the weights after step {self.step:,} are not finite"
+            raise Diverged(what, self.recipe, self.folder.checkpoint)

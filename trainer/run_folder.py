@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..shards import WrongCall, appearing_whole
+from ..shards import PART_SUFFIX, AlexshardError, WrongCall, appearing_whole
+
+_FIGURES = ("train", "val")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,18 @@ class Record:
     lr: float  # of the weights of all layers but conv1
     images_per_s: float
     wait_s: float  # spent waiting for batches
+
+
+class DamagedRun(AlexshardError):
+    """A file of a run's folder is not what a run writes."""
+
+    def __init__(self, path: Path, line: int, error: Exception, remedy: str) -> None:
+        super().__init__(
+            f"{path.name} of the run cannot be read: {error}",
+            where=f"{path}, line {line}",
+            why="nothing is known of a run from a file that is not as it was written",
+            remedy=remedy,
+        )
 
 
 class RunFolder:
@@ -49,19 +63,35 @@ class RunFolder:
         """The figures, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def config(self) -> Path:
+        """What the run was asked."""
+        return self.path / "config.json"
+
     def check(self, *, resumed: bool) -> None:
         """See that a new run finds a free place, before anything is spent on it.
+
+        A folder that a run left before its first checkpoint is free.
 
         Raises:
             WrongCall: something is there already, or (resumed) nothing is.
         """
         if resumed and not self.path.is_dir():
             raise WrongCall(f"no run {self.path}", remedy="alextrain run --resume RUN names a run's folder")
-        if not resumed and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if resumed or not self.path.exists():
+            return
+        if self.checkpoint.exists():
             raise WrongCall(
                 f"{self.path} holds a run already",
                 why="a second run would mix its figures with those of the first, or overwrite its network",
                 remedy=f"alextrain run --resume {self.path} to go on with it, or another --out",
+            )
+        ours = {file.name for file in (self.checkpoint, self.metrics, self.config)} | {"tensorboard"}
+        if not self.path.is_dir() or {file.name.removesuffix(PART_SUFFIX) for file in self.path.iterdir()} - ours:
+            raise WrongCall(
+                f"{self.path} holds other files",
+                why="a run has a folder of its own",
+                remedy="name another by --out",
             )
 
     def open(self, *, step: int, evaluated_step: int) -> None:
@@ -69,6 +99,7 @@ class RunFolder:
 
         Raises:
             WrongCall: the folder cannot be made.
+            DamagedRun: metrics.jsonl cannot be read.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -77,14 +108,28 @@ class RunFolder:
                 f"{self.path} cannot be made: {error.strerror}", remedy="name another by --out"
             ) from error
         last = {"train": step, "val": evaluated_step}
-        kept = [record for record in self.records() if record.step <= last[record.kind]]
+        kept = [record for record in self.records() if record.step <= last[record.kind]] if step else []
         with appearing_whole(self.metrics) as file:
             file.writelines(_line(record).encode() for record in kept)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json, whole."""
-        with appearing_whole(self.path / "config.json") as file:
+        with appearing_whole(self.config) as file:
             file.write(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def shard_set(self) -> Path | None:
+        """Where config.json says that the shard set is; None without config.json.
+
+        Raises:
+            DamagedRun: it cannot be read.
+        """
+        if not self.config.is_file():
+            return None
+        try:
+            return Path(json.loads(self.config.read_bytes())["shard_set"]["path"])
+        except (ValueError, KeyError, TypeError) as error:
+            line = getattr(error, "lineno", 1)
+            raise DamagedRun(self.config, line, error, "name the run's shard set by --shards") from error
 
     def append(self, record: Record) -> None:
         """Add a line to metrics.jsonl."""
@@ -92,11 +137,22 @@ class RunFolder:
             file.write(_line(record))
 
     def records(self) -> list[Record]:
-        """The lines of metrics.jsonl; a last line that a killed process left half-written is passed over."""
+        """The lines of metrics.jsonl; a last line that a killed process left half-written is passed over.
+
+        Raises:
+            DamagedRun: another line is no record.
+        """
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        return [Record(**json.loads(line)) for line in lines]
+        records = []
+        for number, line in enumerate(self.metrics.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                records.append(record := Record(**json.loads(line)))
+                if record.kind not in _FIGURES or not isinstance(record.step, int):
+                    raise ValueError(f"kind {record.kind!r}, step {record.step!r}")
+            except (ValueError, TypeError) as error:
+                raise DamagedRun(self.metrics, number, error, "mend the line, or remove it") from error
+        return records
 
 
 class TensorBoard:

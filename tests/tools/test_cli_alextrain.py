@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from alexshard.shards import ShardSet
+from alexshard.tools.cli_alextrain import main
 from alexshard.trainer import Checkpoint, RunFolder
 from click.testing import CliRunner
 
@@ -84,9 +86,12 @@ def whole(home):
     return RunFolder(home / "whole")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "line_before"),
+    [(signal.SIGTERM, 143, "step 1 "), (signal.SIGINT, 130, "step 1 "), (signal.SIGTERM, 143, "run cut")],
+)
 def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_not(
-    home, whole, tmp_path, number, code
+    home, whole, tmp_path, number, code, line_before
 ):
     command = sixteen_epochs(home)
     process = subprocess.Popen(
@@ -98,7 +103,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
     )
     with process:
         for line in process.stderr:  # the first figures are printed after the first step
-            if "step 1 " in line:
+            if line_before in line:
                 process.send_signal(number)
                 break
         said = process.stderr.read()
@@ -108,7 +113,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
     )
 
     assert (process.returncode, resumed.returncode) == (code, 0), said + resumed.stderr
-    assert 1 <= stopped < STEPS
+    assert 0 <= stopped < STEPS
     assert "alextrain run --resume cut --shards" in said
     one, two = (Checkpoint.load(run.checkpoint) for run in (whole, RunFolder(tmp_path / "cut")))
     assert one.step == two.step == STEPS
@@ -126,6 +131,12 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
         (("run", "--devices", "cpu"), "--devices names 1 devices"),
         (("run", "--width", "-1"), "width is -1.0"),
         (("run", "--lr", "0"), "lr is 0.0"),
+        (("run", "--lr", "inf"), "lr is inf"),
+        (("run", "--lr", "1e308"), "schedule is"),
+        (("run", "--width", "inf"), "width is inf"),
+        (("run", "--width", "1e12"), "width is 1000000000000.0, and must be above 0 and at most 8"),
+        (("run", "--bias", "nan"), "init bias is (0, nan"),
+        (("run", "--device", "cpu", "--devices", "cpu,cpu"), "--device cpu and --devices cpu,cpu at once"),
         (("run", "--resume", "runs/none"), "no checkpoint"),
         (("run", "--resume", "runs/drawn-original-s0", "--out", "x"), "leave one out"),
         (("run", "--resume", "runs/drawn-original-s0", "--width", "0.5"), "width: 0.125 → 0.5"),
@@ -136,8 +147,6 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
 )
 def test_a_wrong_call_ends_with_2_and_says_why(home, monkeypatch, arguments, message):
-    from alexshard.tools.cli_alextrain import main
-
     monkeypatch.chdir(home)
     before = sorted(Path("runs").iterdir())
     done = CliRunner().invoke(main, arguments)
@@ -164,6 +173,19 @@ def test_a_cut_checkpoint_ends_with_1_and_names_the_file(home, tmp_path):
 
     assert done.returncode == 1
     assert f"where: {cut / 'checkpoint.pt'}" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", '{"recipe": 1}', '{"shard_set": "here"}', "[]"])
+def test_a_broken_configuration_ends_with_1_and_names_file_and_line(home, tmp_path, content):
+    broken = tmp_path / "run"
+    shutil.copytree(home / "runs/drawn-original-s0", broken)
+    (broken / "config.json").write_text(content)
+
+    done = CliRunner().invoke(main, ("eval", str(broken)))
+
+    assert done.exit_code == 1
+    assert f"where: {broken / 'config.json'}, line 1" in done.stderr
+    assert "name the run's shard set by --shards" in done.stderr
 
 
 def test_a_loss_that_is_not_finite_ends_with_1_and_the_likely_cause(home, tmp_path):
@@ -196,6 +218,8 @@ def test_every_option_of_the_recipe_reaches_the_configuration(home, tmp_path):
         *(
             "--augment",
             "none",
+            "--mean",
+            "channel",
             "--no-dropout",
             "--init",
             "original",
@@ -212,6 +236,7 @@ def test_every_option_of_the_recipe_reaches_the_configuration(home, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (recipe["preset"], recipe["epochs"], recipe["max_steps"], recipe["batch_size"]) == ("paper", 1, 1, 40)
     assert (recipe["width"], recipe["seed"], recipe["augment"], recipe["dropout"]) == (0.25, 9, None, False)
+    assert recipe["mean"] == "channel"
     assert recipe["init_std"][2:5] == [0.03] * 3
     assert recipe["init_bias"] == [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
     assert recipe["init_fan_in"] is True

@@ -1,11 +1,13 @@
 """Runs on a real loader: what they write, that they repeat, and that stopping changes nothing."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from alexshard.shards import WrongCall
 from alexshard.trainer import (
     BadCheckpoint,
     Checkpoint,
+    DamagedRun,
     Diverged,
     Machine,
     Reporter,
@@ -26,13 +29,21 @@ TOWERS = Machine.choose(devices=("cpu", "cpu"), threads=1)
 
 
 class Told(Reporter):
-    """Keeps what a run tells; sends this process a real signal when the figures of a given step are written."""
+    """Keeps what a run tells; sends this process a real signal when the figures of a given step are written.
+
+    Step 0: when the run says its folder.
+    """
 
     def __init__(self, *, stop_at=None, during="train", number=signal.SIGTERM):
-        self.said, self.stop_at, self.during, self.number = [], stop_at, during, number
+        self.said, self.rates, self.stop_at, self.during, self.number = [], [], stop_at, during, number
 
     def say(self, line):
         self.said.append(line)
+        if self.stop_at == 0 and line.startswith("run "):
+            os.kill(os.getpid(), self.number)
+
+    def rate(self, images_per_s, waiting, images_left):  # noqa: ARG002
+        self.rates.append(images_left)
 
     def record(self, record, evaluation=None):  # noqa: ARG002
         if record.step == self.stop_at and record.kind == self.during:
@@ -167,6 +178,7 @@ def test_one_seed_gives_the_same_bits_twice_and_another_seed_others(whole, small
 @pytest.mark.parametrize(
     ("step", "during", "number"),
     [
+        (0, "start", signal.SIGTERM),
         (1, "train", signal.SIGTERM),
         (7, "train", signal.SIGINT),  # in the middle of an epoch
         (5, "train", signal.SIGTERM),  # after an epoch, before its evaluation; the rates change here
@@ -234,12 +246,93 @@ def test_a_run_of_two_towers_goes_on_on_one_device(whole, small_set, tmp_path):
     assert two == pytest.approx(one, rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(small_set, tmp_path, recipe):
-    with pytest.raises(Diverged, match=r"loss of step \d+ is not finite[\s\S]*none was written[\s\S]*--lr 0.01"):
-        train(recipe.with_learning_rate(1e9), small_set, tmp_path / "run", CPU, log_every=4, reporter=Told())
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_numbered_as_in_the_figures(
+    small_set, tmp_path, recipe, log_every
+):
+    wild = recipe.with_learning_rate(1e9)
+    with pytest.raises(Diverged, match=r"loss of step 2 is not finite[\s\S]*another --out and --lr 0.01"):
+        train(wild, small_set, tmp_path / "run", CPU, log_every=log_every, reporter=Told())
 
-    assert not RunFolder(tmp_path / "run").checkpoint.exists()
-    assert all(math.isfinite(r.loss) for r in RunFolder(tmp_path / "run").records())
+    assert [r.step for r in RunFolder(tmp_path / "run").records()] == [1]
+    assert Checkpoint.load(RunFolder(tmp_path / "run").checkpoint).step == 0
+
+
+def test_weights_that_are_not_finite_are_found_before_they_are_evaluated_or_saved(small_set, tmp_path, recipe):
+    wild = dataclasses.replace(recipe.with_learning_rate(1e300), max_steps=1)
+    with pytest.raises(Diverged, match=r"the weights after step 1 are not finite"):
+        train(wild, small_set, tmp_path / "run", CPU, reporter=Told())
+
+    assert [r.kind for r in RunFolder(tmp_path / "run").records()] == ["train"]
+    assert Checkpoint.load(RunFolder(tmp_path / "run").checkpoint).step == 0
+
+
+def test_what_a_run_left_before_its_first_checkpoint_is_taken_by_a_new_one(whole, small_set, tmp_path):
+    recipe, folder, _, _ = whole
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "config.json").write_text("{")
+    run.metrics.write_text("of another time\n")
+    (run.path / "checkpoint.pt.part").write_bytes(b"PK")
+
+    train(dataclasses.replace(recipe, max_steps=2), small_set, run.path, CPU, reporter=Told())
+
+    assert losses(run.path)[:2] == losses(folder)[:2]
+
+
+def test_a_folder_of_other_files_is_left_alone(recipe, small_set, tmp_path):
+    (tmp_path / "thesis.tex").write_text("words")
+
+    with pytest.raises(WrongCall, match=r"holds other files[\s\S]*another by --out"):
+        train(recipe, small_set, tmp_path, CPU)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_figures_do_not_depend_on_when_checkpoints_are_written(whole, small_set, tmp_path, monkeypatch):
+    recipe, _, _, _ = whole
+    train(recipe, small_set, tmp_path / "few", CPU, log_every=3, reporter=Told())
+    monkeypatch.setattr("alexshard.trainer.loop.CHECKPOINT_EVERY_S", 0.0)
+    train(recipe, small_set, tmp_path / "many", CPU, log_every=3, reporter=Told())
+
+    assert losses(tmp_path / "many") == losses(tmp_path / "few")
+
+
+def test_saving_is_not_charged_to_the_speed_of_training(small_set, tmp_path, recipe, monkeypatch):
+    clock, save = itertools.count(), Checkpoint.save
+
+    def slow(checkpoint, path):
+        save(checkpoint, path)
+        for _ in range(100_000):
+            next(clock)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("alexshard.trainer.loop.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(Checkpoint, "save", slow)
+    train(dataclasses.replace(recipe, max_steps=3), small_set, tmp_path / "run", CPU, reporter=Told())
+
+    speeds = [r.images_per_s for r in RunFolder(tmp_path / "run").records() if r.kind == "train"]
+    assert all(speed > 32 / 1000 for speed in speeds)
+
+
+def test_the_speed_is_told_after_ten_steps_however_rare_lines_are(small_set, tmp_path, recipe):
+    short = dataclasses.replace(recipe, batch_size=8, epochs=1)
+    train(short, small_set, tmp_path / "run", CPU, log_every=1000, reporter=(told := Told()))
+
+    assert told.rates == [(20 - 11) * 8]
+
+
+def test_a_line_that_is_no_record_is_named(whole, small_set, tmp_path):
+    recipe, _, _, _ = whole
+    train(recipe, small_set, tmp_path / "run", CPU, reporter=Told(stop_at=2))
+    run = RunFolder(tmp_path / "run")
+    before = run.metrics.read_text()
+    for wrong in ('{"kind": "train"}', "[]", "{", '"\\ud800', before.splitlines()[0].replace("train", "dream")):
+        run.metrics.write_text(before + wrong + "\n")
+        checkpoint = Checkpoint.load(run.checkpoint)
+
+        with pytest.raises(DamagedRun, match=r"metrics.jsonl, line 3"):
+            train(recipe, small_set, run.path, CPU, resume=checkpoint, reporter=Told())
 
 
 def test_a_batch_larger_than_the_set_is_refused_with_one_that_fits(small_set, tmp_path, recipe):
