@@ -5,8 +5,8 @@ decode   pixels, by whoever decodes (a raw set's bytes are its pixels: as before
 augment  finished images: crop, mirror, mean and jitter by the graph
 device   batches as a trainer gets them: torch tensors on the device, made in a background thread
 
-So each stage contains those before it. All go on through the epochs, so that none finds its images in memory because
-another has just read them.
+So each stage contains those before it. All go on through the epochs, so that none finds its images in memory
+because another has just read them.
 """
 
 from __future__ import annotations
