@@ -71,7 +71,9 @@ def main() -> None:
     "--eval-every", type=click.IntRange(min=0), default=1, show_default=True, help="Epochs; 0: at the end."
 )
 @click.option(
-    "--log-every", type=click.IntRange(min=1), help="Steps a line.  [default: a twentieth epoch, 1 to 100]"
+    "--log-every",
+    type=click.IntRange(min=1),
+    help="Steps a line, and between checkpoints at least.  [default: a twentieth epoch, 1 to 100]",
 )
 def run(
     shards: Path | None,

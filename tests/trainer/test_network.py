@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from alexshard.pipeline import crop_side
 from alexshard.shards import WrongCall
 from alexshard.trainer import AlexNet, Recipe
 from alexshard.trainer.dropout import Masks
@@ -101,8 +102,14 @@ def test_sides_are_those_of_the_table(side, conv1, pool5, pad):
 
 
 def test_images_of_cifar_are_refused_with_a_remedy():
-    with pytest.raises(WrongCall, match=r"32×32 pixels leave nothing[\s\S]*--size 74"):
+    with pytest.raises(WrongCall, match=r"32×32 pixels leave nothing[\s\S]*at 39 pixels or more[\s\S]*--size 74"):
         network(side=32)
+
+
+def test_39_stored_pixels_are_the_fewest():
+    assert pool5_side(crop_side(39)) == 1
+    with pytest.raises(WrongCall, match="third pooling"):
+        pool5_side(crop_side(38))
 
 
 @torch.no_grad()
