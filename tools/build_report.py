@@ -12,7 +12,7 @@ from .terminal import byte_size, duration, facts, table
 SHOWN = 5  # remarks and reasons; the rest is counted
 
 
-def plan_text(plan: BuildPlan, free_bytes: int) -> str:
+def plan_text(plan: BuildPlan, workers: int, free_bytes: int) -> str:
     """The plan of a build as text."""
     rows = []
     for split, split_plan in plan.splits.items():
@@ -36,7 +36,7 @@ def plan_text(plan: BuildPlan, free_bytes: int) -> str:
             facts(
                 {
                     "source": f"{plan.settings.source}: {plan.listing.kind}, {plan.num_classes:,} classes",
-                    "output": f"{plan.settings.out}: needs {byte_size(plan.needed_bytes)} with a margin, "
+                    "output": f"{plan.settings.out}: needs {byte_size(plan.needed_bytes(workers))} with a margin, "
                     f"{byte_size(free_bytes)} are free",
                     "images": image_text(plan),
                     "bad images": f"up to {plan.settings.max_bad.allowed(plan.found):,} are left out "

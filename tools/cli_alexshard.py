@@ -117,17 +117,18 @@ def build(
         unlabelled=unlabelled,
         statistics_from=statistics_from,
     )
+    workers = workers or packing.default_workers()
     with signals_raise(signal.SIGTERM):
         with Progress("look", None, "images") as progress:
             plan = packing.plan_build(settings, on_found=progress.advance)
         if dry_run:
-            click.echo(build_report.plan_text(plan, packing.free_bytes(settings.out)))
+            click.echo(build_report.plan_text(plan, workers, packing.free_bytes(settings.out)))
             return
         started = time.monotonic()
         with Progress("build", plan.found, "images") as progress:
             report = packing.build(
                 plan,
-                workers=workers or packing.default_workers(),
+                workers=workers,
                 on_progress=lambda images, bad: progress.advance(images, note=f"{bad:,} bad" if bad else ""),
             )
     click.echo(build_report.summary_text(plan, report, time.monotonic() - started))

@@ -36,6 +36,7 @@ import numpy as np
 from PIL import Image
 
 from ..shards import WrongCall
+from .packing.disk import writing
 from .sample_devkit import DevkitClass, devkit_archive, ground_truth
 from .sample_images import Kind, kinds, picture
 
@@ -250,9 +251,11 @@ def draw_sample(
 
     Raises:
         WrongCall: `dest` is a file or is not empty.
+        AlexshardError: `dest` cannot be written to.
     """
     plan = plan_sample(counts, num_classes, seed)
-    with _emerging(dest) as folder, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    threads = len(os.sched_getaffinity(0))
+    with writing(str(dest), dest), _emerging(dest) as folder, ThreadPoolExecutor(threads) as pool:
 
         def draw(members: list[Member], make: Callable[[Plan, Member], bytes]) -> Iterator[tuple[Member, bytes]]:
             # Drawing and encoding leave Python's lock for most of their time, so threads do.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import tarfile
@@ -14,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alexshard.shards import WrongCall
+from alexshard.shards import AlexshardError, WrongCall
+from alexshard.tools import sample_archive
 from alexshard.tools.sample_archive import EXPECTED_NAME, draw_sample, plan_sample
 from alexshard.tools.sample_images import kinds, picture
 from PIL import Image
@@ -236,6 +239,30 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
     with pytest.raises(WrongCall, match="is a file"):
         draw_sample(path, COUNTS)
+
+
+def test_a_disk_that_is_full_is_told_in_words_and_nothing_stays(tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sample_archive, "write_tar", full)
+
+    with pytest.raises(AlexshardError, match="dest cannot be written: No space left on device"):
+        draw_sample(tmp_path / "dest", {"train": 2, "val": 2, "test": 2}, num_classes=2)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_may_not_be_written_to_is_told_in_words(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    done = subprocess.run(
+        alexshard("sample", tmp_path / "file" / "dest"), capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: {tmp_path / 'file' / 'dest'} cannot be written: Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +32,7 @@ from .decode import decoder_versions
 from .output import Output, check_output, check_space, locked_output
 from .plan import SplitPlan, plan_splits, sample_bytes
 from .quarantine import MaxBad
-from .shard import ShardRecord, sums_path
+from .shard import SPOOL_BYTES, ShardRecord, sums_path
 from .sources import Listing, Refusal, list_source
 from .statistics import PixelSums
 from .workers import Job, pack_shards
@@ -76,13 +77,20 @@ class BuildPlan:
         """About what a split will take on disk."""
         return len(self.splits[split].order) * sample_bytes(self.settings.image)
 
-    @property
-    def needed_bytes(self) -> int:
+    def needed_bytes(self, workers: int) -> int:
         """Disk space to ask for before the start."""
         images = sum(map(self.split_bytes, self.splits))
         train = self.splits.get(Split.TRAIN)
         sums = train.num_shards * self.settings.image.side**2 * _SUMS_MARGIN if train else 0
-        return round(images * _SPACE_MARGIN) + sums
+        # Workers keep a large shard on the disk until all of it can be written in order.
+        shard = max(min(len(split.order), split.samples_per_shard) for split in self.splits.values())
+        shard_bytes = shard * sample_bytes(self.settings.image)
+        spools = min(workers, self.num_shards) * shard_bytes if shard_bytes > SPOOL_BYTES else 0
+        return round((images + spools) * _SPACE_MARGIN) + sums
+
+    @property
+    def num_shards(self) -> int:
+        return sum(split.num_shards for split in self.splits.values())
 
 
 @dataclass(slots=True)
@@ -124,7 +132,7 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
                 why="its mean image would not fit",
                 remedy=f"--size {reference.manifest.image.side}",
             )
-    if settings.source.is_dir():
+    if os.path.isdir(settings.source):  # noqa: PTH112 (is_dir() raises where one may not look)
         check_output(settings.out, settings.source)
     listing = list_source(
         settings.source,
@@ -160,7 +168,8 @@ def build(plan: BuildPlan, *, workers: int, on_progress: Callable[[int, int], ob
         Whatever is raised, nothing that looks like a shard set remains.
     """
     settings, found = plan.settings, plan.found
-    check_space(settings.out, plan.needed_bytes)
+    workers = min(workers, plan.num_shards)
+    check_space(settings.out, plan.needed_bytes(workers))
     with locked_output(settings.out, settings.source) as output:
 
         def count(images: int, refusals: Sequence[Refusal]) -> None:
@@ -171,9 +180,8 @@ def build(plan: BuildPlan, *, workers: int, on_progress: Callable[[int, int], ob
 
         count(len(plan.listing.refusals), plan.listing.refusals)
         job = Job(plan.listing.containers, settings.image, output.work)
-        num_shards = sum(split.num_shards for split in plan.splits.values())
         shards = (split.shard(number) for split in plan.splits.values() for number in range(split.num_shards))
-        pack_shards(shards, job, workers=min(workers, num_shards), on_progress=count)
+        pack_shards(shards, job, workers=workers, on_progress=count)
         return _finish(plan, output)
 
 

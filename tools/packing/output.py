@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -27,6 +29,8 @@ from ...shards import (
     AlexshardError,
     WrongCall,
 )
+from .disk import byte_size, writing
+from .signals import signals_ignored
 from .sources import Refusal
 
 WORK_NAME = ".build"
@@ -42,7 +46,13 @@ def check_output(out: Path, source: Path) -> None:
 
     Raises:
         WrongCall: it is a shard set already, holds other files, or is part of the source.
+        AlexshardError: one may not even look at it.
     """
+    with writing(str(out), out):
+        _check_output(out, source)
+
+
+def _check_output(out: Path, source: Path) -> None:
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise WrongCall(
             f"the output {out} lies inside the source",
@@ -91,7 +101,11 @@ class Output:
         return self.work / QUARANTINE_NAME
 
     def clear(self) -> None:
-        """Remove what this or an earlier build has left; the mark stays, since it holds the lock."""
+        """Remove what this or an earlier build has left; the mark stays, since it holds the lock.
+
+        The manifest goes first: without it nothing looks complete, wherever this ends.
+        """
+        (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
         for path in (*self.folder.iterdir(), *self.work.iterdir()):
             if path.name not in (WORK_NAME, _MARK_NAME):
                 path.unlink()
@@ -112,47 +126,61 @@ def locked_output(folder: Path, source: Path) -> Iterator[Output]:
     made: list[Path] = []
     locked = complete = False
     try:
-        with _made(output, made) as mark:
-            try:
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise WrongCall(
-                    f"another build is at work on {folder}",
-                    why="two builds would spoil each other's shards",
-                    remedy="wait for it, or choose another folder with --out",
-                ) from None
+        with writing(str(folder), folder), _made(output, made) as mark:
+            _lock(mark, output, source)
             locked = True
             output.clear()
             yield output
             complete = True
     finally:
-        if locked and not complete:
-            output.clear()
-            if output.refusals:
+        # From here on a signal has nothing to stop: what is complete stays, what is not is being removed.
+        with signals_ignored(signal.SIGINT, signal.SIGTERM):
+            if locked:
+                _tidy(output, complete=complete)
+            if not complete and not output.refusals:
+                for path in reversed(made):
+                    with suppress(OSError):  # not empty: somebody else uses it too
+                        path.rmdir()
+
+
+def _lock(mark: TextIO, output: Output, source: Path) -> None:
+    """Lock the mark, and look again: until now another build may have been at work, and may have finished."""
+    busy = WrongCall(
+        f"another build is at work on {output.folder}",
+        why="two builds would spoil each other's shards",
+        remedy="wait for it, or choose another folder with --out",
+    )
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise busy from None
+    try:
+        check_output(output.folder, source)
+    except WrongCall:
+        _tidy(output, complete=True)
+        raise
+    if not os.fstat(mark.fileno()).st_nlink:
+        raise busy  # the other one has removed this mark, and a third may have made another
+
+
+def _tidy(output: Output, *, complete: bool) -> None:
+    if not complete:
+        output.clear()
+        if output.refusals:
+            with suppress(OSError):  # of a full disk, perhaps the very reason why the build failed
                 write_lines(output.quarantine, map(asdict, output.refusals))
-        if locked and (complete or not output.refusals):
-            shutil.rmtree(output.work, ignore_errors=True)
-        if not complete and not output.refusals:
-            for path in reversed(made):
-                with suppress(OSError):  # not empty: somebody else uses it too
-                    path.rmdir()
+            return
+    shutil.rmtree(output.work, ignore_errors=True)
 
 
 def _made(output: Output, made: list[Path]) -> TextIO:
     """Make the folders, adding them to `made`, and open the mark that says that they are ours."""
     missing = [folder for folder in (output.folder, *output.folder.parents) if not folder.exists()]
-    try:
-        for folder in reversed(missing):
-            folder.mkdir()
-            made.append(folder)
-        output.work.mkdir(exist_ok=True)
-        return (output.work / _MARK_NAME).open("a", encoding="utf-8")
-    except OSError as error:
-        raise AlexshardError(
-            f"cannot write to {output.folder}: {error.strerror or error}",
-            where=str(error.filename or output.folder),
-            remedy="choose a folder that you may write to with --out",
-        ) from None
+    for folder in reversed(missing):
+        folder.mkdir()
+        made.append(folder)
+    output.work.mkdir(exist_ok=True)
+    return (output.work / _MARK_NAME).open("a", encoding="utf-8")
 
 
 def free_bytes(out: Path) -> int:
@@ -170,7 +198,7 @@ def check_space(out: Path, needed: int) -> None:
     free = free_bytes(out)
     if free < needed:
         raise AlexshardError(
-            f"the disk has {free / 1e9:,.1f} GB free, and the set needs about {needed / 1e9:,.1f} GB",
+            f"the disk has {byte_size(free)} free, and the set needs about {byte_size(needed)}",
             where=str(out),
             why="the build would end half-way with a full disk",
             remedy="make room, choose another disk with --out, or a smaller --quality or --size",

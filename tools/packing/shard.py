@@ -8,13 +8,14 @@ bytes. Beside the shard it leaves a record (what was packed and refused) and the
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
 
 from ...shards import (
     NO_LABEL,
-    AlexshardError,
     ImageFormat,
     Sample,
     SampleRow,
@@ -25,11 +26,14 @@ from ...shards import (
     appearing_whole,
 )
 from .decode import BadImage, decode
+from .disk import writing
 from .image import central_square, encoded
 from .plan import ShardPlan
 from .reading import SourceReader
 from .sources import Container, Refusal
 from .statistics import PixelSums
+
+SPOOL_BYTES = 160_000_000  # of a worker's memory: a shard of the default size stays there
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,13 @@ def pack_shard(
     """
     split = plan.name.split
     sums = PixelSums.zero(image_format.side) if split is Split.TRAIN else None
-    ready: dict[str, tuple[bytes, str]] = {}  # key to encoded image and notes
     refusals: dict[str, Refusal] = {}
-    with SourceReader(containers) as source:
+    with (
+        writing(str(plan.name), folder),
+        tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder)) as file,
+        SourceReader(containers) as source,
+    ):
+        ready = _Spool(file)
         for sample in sorted(plan.samples, key=lambda sample: (sample.container, sample.offset, sample.name)):
             try:
                 pixels, notes = decode(source.read(sample))
@@ -103,31 +111,40 @@ def pack_shard(
                     sums.add_image(square)
                 if sample.patched:
                     notes = ("patched", *notes)
-                ready[sample.key] = encoded(square, image_format), ",".join(notes)
+                ready.put(sample.key, encoded(square, image_format), ",".join(notes))
             on_image(refusals.get(sample.key))
-    ordered = tuple(refusals[sample.key] for sample in plan.samples if sample.key in refusals)
-    try:
-        entry, rows = _write(plan, ready, image_format, folder) if ready else (None, ())
+        ordered = tuple(refusals[sample.key] for sample in plan.samples if sample.key in refusals)
+        entry, rows = _write(plan, ready, image_format, folder) if ready.places else (None, ())
         if sums is not None:
             sums.save(sums_path(folder, plan.name))
         ShardRecord(plan.name, entry, rows, ordered).save(folder)
-    except OSError as error:
-        raise AlexshardError(
-            f"{plan.name} cannot be written: {error.strerror or error}",
-            where=str(folder),
-            why="the set would lack its samples",
-            remedy="make room or mend the disk, and build again",
-        ) from None
+
+
+@dataclass(slots=True)
+class _Spool:
+    """Encoded images until they are written in plan order."""
+
+    file: IO[bytes]  # in memory, beyond SPOOL_BYTES on the disk without a name: nothing remains if we are killed
+    places: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # key to offset, bytes and notes
+
+    def put(self, key: str, image: bytes, note: str) -> None:
+        self.places[key] = self.file.tell(), len(image), note
+        self.file.write(image)
+
+    def take(self, key: str) -> tuple[bytes, str]:
+        offset, size, note = self.places[key]
+        self.file.seek(offset)
+        return self.file.read(size), note
 
 
 def _write(
-    plan: ShardPlan, ready: dict[str, tuple[bytes, str]], image_format: ImageFormat, folder: Path
+    plan: ShardPlan, ready: _Spool, image_format: ImageFormat, folder: Path
 ) -> tuple[ShardEntry, tuple[SampleRow, ...]]:
     rows = []
     with ShardWriter(folder, plan.name) as writer:
         for sample in plan.samples:
-            if sample.key in ready:
-                image, note = ready.pop(sample.key)
+            if sample.key in ready.places:
+                image, note = ready.take(sample.key)
                 label = sample.label if plan.labelled else None
                 crc32 = writer.write(Sample(sample.key, label, image, image_format.extension))
                 rows.append(

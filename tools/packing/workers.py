@@ -9,11 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -22,6 +20,7 @@ from pathlib import Path
 from ...shards import AlexshardError, ImageFormat
 from .plan import ShardPlan
 from .shard import pack_shard
+from .signals import signals_ignored
 from .sources import Container, Refusal
 
 TELL_EVERY_S = 0.2
@@ -76,7 +75,8 @@ def pack_shards(plans: Iterator[ShardPlan], job: Job, *, workers: int, on_progre
         return
     crew: list[_Worker] = []
     try:
-        with _interrupts_ignored():
+        # Ctrl-C reaches the whole group of processes, and the coordinator alone decides what it means.
+        with signals_ignored(signal.SIGINT):
             crew.extend(_Worker(job) for _ in range(workers))
         for worker in crew:
             worker.start_next(plans)
@@ -94,22 +94,6 @@ def pack_shards(plans: Iterator[ShardPlan], job: Job, *, workers: int, on_progre
         for worker in crew:
             worker.process.join()
             worker.pipe.close()
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Within the block new processes inherit that Ctrl-C is none of their business, from their first moment.
-
-    It reaches the whole group of processes, and the coordinator alone decides what it means.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say so, and only it gets the interrupt
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Worker:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ....shards import ClassEntry, Split, WrongCall
 from .folders import find_parts, list_folders
-from .ilsvrc import find_layout, list_ilsvrc
+from .ilsvrc import list_ilsvrc
+from .layout import find_layout
 from .listing import BadSource, Container, Images, Listing, Refusal
 
 __all__ = ["BadSource", "Container", "Images", "Listing", "Refusal", "list_source"]

@@ -1,13 +1,6 @@
-"""ILSVRC2010 and ILSVRC2012 as people have them: the archives, the same extracted, or some of each.
+"""The images of ILSVRC2010 and ILSVRC2012, in archives or extracted (see layout.py).
 
-    ILSVRC2010_images_train.tar, ILSVRC2012_img_train.tar    one inner tar a synset
-    ILSVRC20NN_{images,img}_{val,test}.tar                   ILSVRC20NN_val_NNNNNNNN.JPEG, in a folder or not
-    patch_images.tar                                         patch_images/{train,val,test}/NAME.JPEG, by name
-    *devkit*                                                 see devkit.py
-
-Extracted means a folder named as the archive (without `.tar`) or as the split, in which inner tars, folders
-of synsets or the images themselves lie. Names are compared by their last component, since archives differ in
-the folders above.
+Names are compared by their last component, since archives differ in the folders above.
 """
 
 from __future__ import annotations
@@ -20,14 +13,14 @@ from typing import BinaryIO
 
 from ....shards import ClassEntry, Split
 from ..tar import Kind, Member, members
-from .devkit import Devkit, is_devkit, read_devkit
+from .devkit import Devkit, read_devkit
+from .layout import EVAL_IMAGE, INNER_TAR, WNID, Layout, beside
 from .listing import (
     BadSource,
     Listing,
     Refusal,
     add_files,
     bare_name,
-    holds_image,
     images_outside,
     label_of_path,
     no_images,
@@ -36,58 +29,10 @@ from .patches import apply_patches
 
 OnFound = Callable[[int], object]
 
-_ARCHIVE = re.compile(r"ILSVRC(?P<year>\d{4})_(?:images|img)_(?P<split>train|val|test)(?:_v\d+)?(?:\.tar)?")
-_EVAL_IMAGE = re.compile(r"ILSVRC(?P<year>\d{4})_(?P<split>val|test)_(?P<number>\d{8})\.JPEG")
 _EVAL_NAME = re.compile(r"ILSVRC\d{4}_(val|test)_")  # also where number or ending are wrong
 _NO_NUMBER = "its name has no number of an image of"
-_WNID = re.compile(r"n\d{8}")
-_INNER_TAR = re.compile(r"(n\d{8})\.tar")
 _EVALUATION = (Split.VAL, Split.TEST)
 _TRUTH_WORD = {Split.VAL: "validation", Split.TEST: "test"}
-
-
-@dataclass(slots=True)
-class Layout:
-    """What of an edition lies where."""
-
-    years: set[str] = field(default_factory=set)
-    parts: dict[Split, Path] = field(default_factory=dict)  # an archive or a folder
-    patches: Path | None = None
-
-
-def find_layout(source: Path) -> Layout | None:
-    """The parts of an ILSVRC edition in a folder, by their names; None where there is none of them."""
-    layout = Layout()
-    entries = sorted(source.iterdir(), key=lambda path: (path.is_dir(), path.name))  # archives before folders
-    for path in entries:
-        archive = _ARCHIVE.fullmatch(path.name)
-        if archive is not None and path.is_dir() != path.name.endswith(".tar"):
-            layout.years.add(archive["year"])
-            layout.parts.setdefault(Split(archive["split"]), path)
-        elif path.name in ("patch_images.tar", "patch_images"):
-            layout.patches = layout.patches or path
-    for split in Split:
-        for folder in (source / split, source):
-            if split not in layout.parts and folder.is_dir() and _holds_part(folder, split, layout.years):
-                layout.parts[split] = folder
-    named = bool(layout.years) or any("devkit" in path.name.lower() for path in entries)
-    inner_tars = Split.TRAIN in layout.parts and any(layout.parts[Split.TRAIN].glob("n????????.tar"))
-    return layout if layout.parts and (named or inner_tars) else None
-
-
-def _holds_part(folder: Path, split: Split, years: set[str]) -> bool:
-    """Whether synsets (as folders or inner tars) or numbered images of the split lie in a folder."""
-    for path in (*folder.iterdir(), *(folder / split).glob("ILSVRC*")):
-        image = _EVAL_IMAGE.fullmatch(path.name)
-        if image is not None and image["split"] == split:
-            years.add(image["year"])
-            return True
-        if split is Split.TRAIN and _INNER_TAR.fullmatch(path.name):
-            return True
-        # Folders of synsets right in the source are train; val sorted into classes has a folder of its own.
-        if (folder.name == split or split is Split.TRAIN) and _WNID.fullmatch(path.name) and path.is_dir():
-            return True
-    return False
 
 
 def list_ilsvrc(
@@ -133,20 +78,9 @@ def list_ilsvrc(
             on_found(len(listing.splits[split]))
     if layout.patches is not None:
         apply_patches(listing, layout.patches, label_of_path(source, layout.patches))
-    if beside := _beside(source, layout):
-        listing.remarks.append(f"left alone, being no part of the edition: images in {', '.join(beside)}")
+    if others := beside(source, layout):
+        listing.remarks.append(f"left alone, being no part of the edition: images in {', '.join(others)}")
     return listing
-
-
-def _beside(source: Path, layout: Layout) -> list[str]:
-    """Folders of images that are neither part nor class nor patch."""
-    known = {*layout.parts.values(), layout.patches}
-    return [
-        path.name
-        for path in sorted(source.iterdir())
-        if path not in known and path.is_dir() and not path.name.startswith(".")
-        if not (source in known and _WNID.fullmatch(path.name)) and not is_devkit(path.name) and holds_image(path)
-    ]
 
 
 @dataclass(slots=True)
@@ -190,7 +124,7 @@ class _Lister:
         if part.is_file():
             with part.open("rb", buffering=0) as file:
                 for member in members(file, where=self._label(part)):
-                    found = _INNER_TAR.fullmatch(bare_name(member.name) or "")
+                    found = INNER_TAR.fullmatch(bare_name(member.name) or "")
                     if member.kind is Kind.FILE and found is not None:
                         yield found[1], self._adder_of_tar(file, part, member, f"{self._label(part)}/{found[0]}")
                     elif member.kind is not Kind.FOLDER:
@@ -198,12 +132,12 @@ class _Lister:
                         self._refuse(Split.TRAIN, self._label(part), member.name, reason)
             return
         for path in sorted(part.iterdir()):
-            found = _INNER_TAR.fullmatch(path.name)
+            found = INNER_TAR.fullmatch(path.name)
             if found is not None and path.is_file():
                 with path.open("rb", buffering=0) as file:
                     whole = Member(path.name, Kind.FILE, 0, path.stat().st_size)
                     yield found[1], self._adder_of_tar(file, path, whole, self._label(path))
-            elif _WNID.fullmatch(path.name) and path.is_dir():
+            elif WNID.fullmatch(path.name) and path.is_dir():
                 yield path.name, self._adder_of_folder(path)
         self._refuse_outside_classes(Split.TRAIN, part)
 
@@ -244,7 +178,7 @@ class _Lister:
                 self._add_members(split, file, container, found, self._label(part), label_of)
             return
         folder = part / split if (part / split).is_dir() else part
-        by_class = [path for path in sorted(folder.iterdir()) if _WNID.fullmatch(path.name) and path.is_dir()]
+        by_class = [path for path in sorted(folder.iterdir()) if WNID.fullmatch(path.name) and path.is_dir()]
         if folder.name == split and by_class:
             for path in by_class:
                 container = self.listing.add_container(path, self._label(path), is_folder=True)
@@ -266,7 +200,7 @@ class _Lister:
     def _outside_classes(self, split: Split, folder: Path) -> Iterator[str]:
         """Names of the split's images that lie in its folder, but in no folder of a synset."""
         sharing = [other for other in Split if self.parts.get(other) == folder] or [split]
-        classes = [path.name for path in folder.iterdir() if _WNID.fullmatch(path.name)]
+        classes = [path.name for path in folder.iterdir() if WNID.fullmatch(path.name)]
         for name in images_outside(folder, classes, deep=folder != self.source):
             named = _EVAL_NAME.match(name)
             if split == (named[1] if named is not None and named[1] in sharing else sharing[-1]):
@@ -300,7 +234,7 @@ class _Lister:
         labels: dict[int, int] = {}
 
         def label_of(name: str) -> int | None:
-            image = _EVAL_IMAGE.fullmatch(name)
+            image = EVAL_IMAGE.fullmatch(name)
             if image is None or image["split"] != split:
                 return None
             number = int(image["number"])

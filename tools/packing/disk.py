@@ -1,0 +1,39 @@
+"""Room on the disk and what the disk refuses, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...shards import AlexshardError
+
+
+@contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses within the block into an error that says what could not be written.
+
+    Raises:
+        AlexshardError: the disk is full, fails, or may not be written to.
+    """
+    try:
+        yield
+    except ConnectionError:
+        raise  # a pipe, no disk: whoever listened has gone
+    except OSError as error:
+        raise AlexshardError(
+            f"{what} cannot be written: {error.strerror or error}",
+            where=str(error.filename or folder),
+            why="nothing of use would be left",
+            remedy="make room, mend the disk, or choose a folder that you may write to",
+        ) from None
+
+
+def byte_size(number: float) -> str:
+    """Bytes in decimal units; packing imports nothing that is made for terminals, where the same stands.
+
+    >>> byte_size(45_200_000), byte_size(999)
+    ('45.2 MB', '999 B')
+    """
+    units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")]
+    return next((f"{number / size:.1f} {unit}" for size, unit in units if number >= size), f"{number:.0f} B")
