@@ -30,10 +30,11 @@ PIXEL_LIMIT = 100_000_000  # checked in the header, before memory is taken
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 # Warnings of libjpeg after which the whole picture is there; real archives hold such images.
 _HARMLESS = ("unknown JFIF revision", "Invalid SOS parameters")
-# A careless writer leaves a byte or a few; twenty damaged ones inside a photograph leave dozens to hundreds, and
-# before a restart marker (d0 to d7) any number means that the picture went wrong.
+# A careless writer leaves a few bytes at the end. But damage makes the decoder end early or late too: 136 of 336
+# photographs with twenty wrong bytes in the middle left 1 to 321, and 113 of them more than these eight. (The decoder
+# counts up to seven too few.) Before a restart marker, d0 to d7, any number means that the picture went wrong.
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x(?!d[0-7])")
-STRAY_LIMIT = 16
+STRAY_LIMIT = 8
 
 
 class BadImage(AlexshardError):

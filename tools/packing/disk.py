@@ -24,7 +24,7 @@ def writing(what: str, folder: Path) -> Iterator[None]:
         raise AlexshardError(
             f"{what} cannot be written: {error.strerror or error}",
             where=str(error.filename or folder),
-            why="nothing of use would be left",
+            why="half of it would be of no use, so nothing is kept",
             remedy="make room, mend the disk, or choose a folder that you may write to",
         ) from None
 
