@@ -31,8 +31,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 # Warnings of libjpeg after which the whole picture is there; real archives hold such images.
 _HARMLESS = ("unknown JFIF revision", "Invalid SOS parameters")
 # A careless writer leaves a few bytes at the end. But damage makes the decoder end early or late too: 136 of 336
-# photographs with twenty wrong bytes in the middle left 1 to 321, and 113 of them more than these eight. (Up to seven
-# are not counted.) Before a restart marker, d0 to d7, any number means that the picture went wrong.
+# photographs with twenty wrong bytes in the middle left 1 to 321, and 113 of them more than these eight. (Up to
+# seven are not counted.) Before a restart marker, d0 to d7, any number means that the picture went wrong.
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x(?!d[0-7])")
 STRAY_LIMIT = 8
 
