@@ -3,7 +3,7 @@
 The format byte by byte is in README.md beside this file.
 """
 
-from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall, printable
+from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall
 from .index import ImageIndex, IndexEntry, index_text, read_index
 from .manifest import (
     MANIFEST_NAME,
@@ -24,6 +24,7 @@ from .rows import SampleRow, read_rows
 from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
 from .tar import stored_size
 from .verify import Problem, verify_shard_set
+from .words import byte_size, printable
 from .writer import PART_SUFFIX, ShardWriter, appearing_whole, finish_shard_set, sync_folder
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "Statistics",
     "WrongCall",
     "appearing_whole",
+    "byte_size",
     "find_shard_set",
     "finish_shard_set",
     "index_text",

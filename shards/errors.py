@@ -62,15 +62,3 @@ class NoShardSet(WrongCall):
 
 class NoSuchSplit(WrongCall):
     """The set has no such split."""
-
-
-def printable(text: str) -> str:
-    r"""`text` with everything escaped that a terminal would not show as itself, so that a name cannot act on it.
-
-    >>> print(printable("two words.JPEG"), printable("a\x1b[31m\nb"), printable("caf\udce9"))
-    two words.JPEG a\x1b[31m\nb caf\udce9
-    """
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )

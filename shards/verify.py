@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import CorruptShardSet, printable
+from .errors import CorruptShardSet
 from .index import IndexEntry, index_text
 from .manifest import (
     MANIFEST_NAME,
@@ -28,6 +28,7 @@ from .reader import ShardSet, find_shard_set
 from .rows import SampleRow, read_rows
 from .sample import LABEL_EXTENSION, NO_LABEL, ppm_pixels
 from .tar import BadMember, Member, walk
+from .words import printable
 
 _JPEG_START = b"\xff\xd8\xff"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from ..shards import Split, printable
+from ..shards import Split, byte_size, printable
 from .packing import BuildPlan, BuildReport, Refusal
-from .terminal import byte_size, duration, facts, table
+from .terminal import duration, facts, table
 
 SHOWN = 5  # remarks and reasons; the rest is counted
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from ..shards import ImageFormat, Manifest, ShardSet, WrongCall, find_shard_set, verify_shard_set
+from ..shards import ImageFormat, Manifest, ShardSet, WrongCall, byte_size, find_shard_set, verify_shard_set
 from . import info as info_report
 from .report import json_on_failure, print_json
-from .terminal import Cli, Progress, byte_size, signals_raise, table
+from .terminal import Cli, Progress, signals_raise, table
 
 FOLDER = click.Path(path_type=Path)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..shards import ClassEntry, ShardSet
-from .terminal import byte_size, facts, table
+from ..shards import ClassEntry, ShardSet, byte_size
+from .terminal import facts, table
 
 CLASSES_SHOWN = 5  # at either end of the table of classes, unless all are asked for
 

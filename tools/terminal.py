@@ -234,18 +234,6 @@ def facts(items: Mapping[str, object]) -> str:
     return "\n".join(f"{name.ljust(width)}  {_cell(value)}".rstrip() for name, value in items.items())
 
 
-def byte_size(number: float) -> str:
-    """Bytes in decimal units.
-
-    >>> byte_size(132_000_000)
-    '132.0 MB'
-    """
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:.0f} B"
-
-
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"

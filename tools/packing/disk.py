@@ -1,4 +1,4 @@
-"""Room on the disk and what the disk refuses, in words."""
+"""What the disk refuses, in words."""
 
 from __future__ import annotations
 
@@ -27,13 +27,3 @@ def writing(what: str, folder: Path) -> Iterator[None]:
             why="half of it would be of no use, so nothing is kept",
             remedy="make room, mend the disk, or choose a folder that you may write to",
         ) from None
-
-
-def byte_size(number: float) -> str:
-    """Bytes in decimal units; packing imports nothing that is made for terminals, where the same stands.
-
-    >>> byte_size(45_200_000), byte_size(999)
-    ('45.2 MB', '999 B')
-    """
-    units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")]
-    return next((f"{number / size:.1f} {unit}" for size, unit in units if number >= size), f"{number:.0f} B")

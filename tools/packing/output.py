@@ -28,8 +28,9 @@ from ...shards import (
     SUMS_NAME,
     AlexshardError,
     WrongCall,
+    byte_size,
 )
-from .disk import byte_size, writing
+from .disk import writing
 from .signals import signals_ignored
 from .sources import Refusal
 
