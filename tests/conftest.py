@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3_server import s3, s3_port  # noqa: F401 (fixtures)
+
 # As `alextrain` does, before torch is imported: spinning threads make tests beside other work far slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
