@@ -5,7 +5,10 @@ The format byte by byte is in README.md beside this file.
 
 from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall
 from .index import ImageIndex, IndexEntry, index_text, read_index
+from .interop import braces
 from .manifest import (
+    CLASSES_NAME,
+    INFO_NAME,
     MANIFEST_NAME,
     MEAN_IMAGE_NAME,
     QUARANTINE_NAME,
@@ -28,6 +31,8 @@ from .words import byte_size, printable
 from .writer import PART_SUFFIX, ShardWriter, appearing_whole, finish_shard_set, sync_folder
 
 __all__ = [
+    "CLASSES_NAME",
+    "INFO_NAME",
     "JPEG_EXTENSION",
     "KEY_LENGTH",
     "LABEL_EXTENSION",
@@ -63,6 +68,7 @@ __all__ = [
     "Statistics",
     "WrongCall",
     "appearing_whole",
+    "braces",
     "byte_size",
     "find_shard_set",
     "finish_shard_set",

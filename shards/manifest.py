@@ -26,6 +26,8 @@ SUMS_NAME = "SHA256SUMS"
 SAMPLES_NAME = "samples.tsv"
 MEAN_IMAGE_NAME = "mean_image.npy"
 QUARANTINE_NAME = "quarantine.jsonl"
+INFO_NAME = "_info.json"  # where timm looks
+CLASSES_NAME = "classes.txt"
 
 _ZEROED = "0" * 64
 _DIGEST = re.compile(r'"digest": "([0-9a-f]{64})"')

@@ -38,7 +38,7 @@ class SampleRow:
 
     def __str__(self) -> str:
         label = "" if self.label == NO_LABEL else str(self.label)
-        original = self.original.translate(_ESCAPED)
+        original = escaped(self.original)
         return "\t".join((self.key, label, self.split, self.shard, original, self.note, f"{self.crc32:08x}"))
 
     @classmethod
@@ -47,6 +47,11 @@ class SampleRow:
         if _LABEL.fullmatch(label) is None or _CRC32.fullmatch(crc32) is None:
             raise ValueError(f"label {label[:20]!r}, CRC-32 {crc32[:20]!r}")
         return cls(key, int(label or NO_LABEL), split, shard, _unescaped(original), note, int(crc32, 16))
+
+
+def escaped(name: str) -> str:
+    """A name as it stands in a line of text."""
+    return name.translate(_ESCAPED)
 
 
 def rows_text(rows: Iterable[SampleRow]) -> str:

@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .index import IndexEntry, index_text
+from .interop import classes_text, info_text
 from .manifest import (
+    CLASSES_NAME,
+    INFO_NAME,
     MANIFEST_NAME,
     MEAN_IMAGE_NAME,
     QUARANTINE_NAME,
@@ -170,11 +173,14 @@ def finish_shard_set(
         raise ValueError(f"the mean image of {side}x{side} images is not {mean_image.shape}")
     mean_file = io.BytesIO()
     np.save(mean_file, np.ascontiguousarray(mean_image, dtype="<f4"), allow_pickle=False)
+    classes = tuple(classes)
     files = {
         SAMPLES_NAME: rows_text(rows).encode("utf-8", "surrogateescape"),
         MEAN_IMAGE_NAME: mean_file.getvalue(),
         # ASCII escapes, since a source name need not be valid UTF-8.
         QUARANTINE_NAME: "".join(json.dumps(dict(item)) + "\n" for item in quarantine).encode("ascii"),
+        INFO_NAME: info_text(splits).encode("ascii"),
+        CLASSES_NAME: classes_text(classes).encode("utf-8"),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for split in splits.values():
@@ -185,7 +191,7 @@ def finish_shard_set(
     manifest = Manifest(
         image=image,
         splits=dict(splits),
-        classes=tuple(classes),
+        classes=classes,
         statistics=statistics,
         build=dict(build),
         sums_sha256=hashlib.sha256(sums).hexdigest(),

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...shards import (
+    CLASSES_NAME,
+    INFO_NAME,
     MANIFEST_NAME,
     MEAN_IMAGE_NAME,
     PART_SUFFIX,
@@ -38,7 +40,7 @@ WORK_NAME = ".build"
 _MARK_NAME = "lock"  # says that OUT is ours and holds the lock; made before anything else
 _OURS = re.compile(
     rf"((train|val|test)-\d{{6}}\.(tar|idx)|{SAMPLES_NAME}|{MEAN_IMAGE_NAME}|{QUARANTINE_NAME}|{SUMS_NAME}|"
-    rf"{MANIFEST_NAME})({re.escape(PART_SUFFIX)})?"
+    rf"{MANIFEST_NAME}|{INFO_NAME}|{CLASSES_NAME})({re.escape(PART_SUFFIX)})?"
 )
 
 
