@@ -1,7 +1,8 @@
 """The manifest: everything a later stage needs to know of a shard set, written last, digested by itself.
 
 No manifest, no shard set. It holds no time and no host, so that equal builds have equal manifests. Its digest
-(SHA-256 of its own bytes with the digest's 64 hexadecimal digits zeroed) is the identity of the set.
+(SHA-256 of its own bytes with the digest's 64 hexadecimal digits zeroed) is the identity of the set. Its CRC-32
+(of its own bytes with both fields zeroed) tells which bit of it was flipped.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -30,6 +32,7 @@ INFO_NAME = "_info.json"  # where timm looks
 CLASSES_NAME = "classes.txt"
 
 _ZEROED = "0" * 64
+_CRC_ZEROED = "0" * 8
 _DIGEST = re.compile(r'"digest": "([0-9a-f]{64})"')
 
 T = TypeVar("T")
@@ -46,6 +49,19 @@ class ShardEntry:
     bytes: int  # of the tar
     sha256: str  # of the tar
     index_sha256: str  # of the index beside it
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file that is neither shard nor index nor made from the manifest alone after it."""
+
+    bytes: int
+    sha256: str
+    crc32: str  # 8 hexadecimal digits; which bit of it was flipped can be told by them
+
+    @classmethod
+    def of(cls, data: bytes) -> FileEntry:
+        return cls(len(data), hashlib.sha256(data).hexdigest(), f"{zlib.crc32(data):08x}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +125,8 @@ class Manifest:
     statistics: Statistics
     build: Mapping[str, Any]  # settings and versions that decide the bytes
     sums_sha256: str  # of SHA256SUMS
+    files: Mapping[str, FileEntry] = field(default_factory=dict)  # by name; sets of early builds name none
+    crc32: str = _CRC_ZEROED
     digest: str = _ZEROED
 
     @property
@@ -121,9 +139,10 @@ class Manifest:
         )
 
     def sealed(self) -> Manifest:
-        """The same manifest with its digest filled in."""
-        blank = replace(self, digest=_ZEROED)
-        return replace(blank, digest=hashlib.sha256(blank.to_json().encode("utf-8")).hexdigest())
+        """The same manifest with its CRC-32 and its digest filled in."""
+        blank = replace(self, crc32=_CRC_ZEROED, digest=_ZEROED)
+        summed = replace(blank, crc32=f"{zlib.crc32(blank.to_json().encode('utf-8')):08x}")
+        return replace(summed, digest=hashlib.sha256(summed.to_json().encode("utf-8")).hexdigest())
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -174,6 +193,16 @@ class Manifest:
             raise _bad(path, f"lacks a field or has one of a wrong kind: {error!r}") from None
 
 
+def sums_text(splits: Mapping[str, SplitEntry], files: Mapping[str, FileEntry]) -> str:
+    """The text of SHA256SUMS: shards, indexes and `files` by name, as `sha256sum -c` reads it."""
+    digests = {name: entry.sha256 for name, entry in files.items()}
+    for split in splits.values():
+        for shard in split.shards:
+            digests[shard.name] = shard.sha256
+            digests[ShardName.parse(shard.name).index_name] = shard.index_sha256
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
 def _from_fields(fields: dict[str, Any]) -> Manifest:
     splits = {}
     for name, split in fields["splits"].items():
@@ -181,6 +210,9 @@ def _from_fields(fields: dict[str, Any]) -> Manifest:
         for shard in shards:
             ShardName.parse(shard.name)
         splits[Split(name).value] = _entry(SplitEntry, {**split, "shards": shards})
+    files = {name: _entry(FileEntry, entry) for name, entry in fields.get("files", {}).items()}
+    if strange := [name for name in files if Path(name).name != name]:
+        raise ValueError(f"{strange[0]!r} is no name of a file")
     numbers = dict(fields["statistics"])
     for key in ("channel_mean", "eigenvalues"):
         numbers[key] = tuple(map(float, numbers[key]))
@@ -193,6 +225,8 @@ def _from_fields(fields: dict[str, Any]) -> Manifest:
         statistics=_entry(Statistics, numbers),
         build=fields["build"],
         sums_sha256=fields["sums_sha256"],
+        files=files,
+        crc32=fields.get("crc32", _CRC_ZEROED),
         digest=fields["digest"],
     )
 

@@ -27,11 +27,13 @@ from .manifest import (
     SAMPLES_NAME,
     SUMS_NAME,
     ClassEntry,
+    FileEntry,
     ImageFormat,
     Manifest,
     ShardEntry,
     SplitEntry,
     Statistics,
+    sums_text,
 )
 from .naming import ShardName, is_key
 from .rows import SampleRow, rows_text
@@ -182,12 +184,8 @@ def finish_shard_set(
         INFO_NAME: info_text(splits).encode("ascii"),
         CLASSES_NAME: classes_text(classes).encode("utf-8"),
     }
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    for split in splits.values():
-        for shard in split.shards:
-            digests[shard.name] = shard.sha256
-            digests[ShardName.parse(shard.name).index_name] = shard.index_sha256
-    sums = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode("ascii")
+    entries = {name: FileEntry.of(data) for name, data in files.items()}
+    sums = sums_text(splits, entries).encode("ascii")
     manifest = Manifest(
         image=image,
         splits=dict(splits),
@@ -195,6 +193,7 @@ def finish_shard_set(
         statistics=statistics,
         build=dict(build),
         sums_sha256=hashlib.sha256(sums).hexdigest(),
+        files=entries,
     ).sealed()
     for name, data in {**files, SUMS_NAME: sums, MANIFEST_NAME: manifest.to_json().encode("utf-8")}.items():
         with appearing_whole(folder / name) as file:

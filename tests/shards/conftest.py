@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,3 +85,15 @@ def make_tiny(folder: Path) -> Tiny:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+def early_set(path: Path, dest: Path) -> Path:
+    """A copy of a set as early builds wrote it: the manifest has neither `files` nor a CRC-32 of its own."""
+    shutil.copytree(path, dest)
+    fields = json.loads((dest / "manifest.json").read_bytes())
+    del fields["files"], fields["crc32"]
+    fields["digest"] = "0" * 64
+    blank = json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+    digest = hashlib.sha256(blank.encode()).hexdigest()
+    (dest / "manifest.json").write_text(blank.replace("0" * 64, digest), encoding="utf-8")
+    return dest

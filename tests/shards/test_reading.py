@@ -23,7 +23,7 @@ from alexshard.shards import (
     read_rows,
 )
 
-from .conftest import SIDE, Tiny
+from .conftest import SIDE, Tiny, early_set
 
 
 def test_a_set_gives_back_the_bytes_and_labels_that_went_in(tiny: Tiny) -> None:
@@ -232,3 +232,10 @@ def test_importing_the_format_needs_numpy_at_most() -> None:
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == ["alexshard", "numpy"]
+
+
+def test_a_set_of_an_early_build_whose_manifest_names_no_files_is_read(tiny: Tiny, tmp_path: Path) -> None:
+    early = early_set(tiny.path, tmp_path / "early")
+
+    assert ShardSet.open(early).manifest.files == {}
+    assert len(ShardSet.open(early).index("train")) == 7

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
+import zlib
 from pathlib import Path
 
 import pytest
-from alexshard.shards import Sample, ShardName, ShardWriter, Split, appearing_whole
+from alexshard.shards import Manifest, Sample, ShardName, ShardWriter, Split, appearing_whole
 
 from .conftest import Tiny, make_tiny
 
@@ -69,3 +71,27 @@ def test_equal_content_is_equal_bytes(tiny: Tiny, tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in tiny.path.iterdir()} == {
         p.name: p.read_bytes() for p in again.path.iterdir()
     }
+
+
+def test_the_manifest_names_size_sha256_and_crc32_of_every_other_file(tiny: Tiny) -> None:
+    files = Manifest.load(tiny.path).files
+
+    others = {path.name for path in tiny.path.iterdir() if path.suffix not in {".tar", ".idx"}}
+    assert set(files) == others - {"manifest.json", "SHA256SUMS"}
+    for name, entry in files.items():
+        data = (tiny.path / name).read_bytes()
+        assert (entry.bytes, entry.sha256, entry.crc32) == (
+            len(data),
+            hashlib.sha256(data).hexdigest(),
+            f"{zlib.crc32(data):08x}",
+        )
+
+
+def test_the_manifest_carries_the_crc32_of_its_own_text(tiny: Tiny) -> None:
+    manifest = Manifest.load(tiny.path)
+    text = (tiny.path / "manifest.json").read_text(encoding="utf-8")
+    blank = text.replace(f'\n "crc32": "{manifest.crc32}"', f'\n "crc32": "{"0" * 8}"').replace(
+        manifest.digest, "0" * 64
+    )
+
+    assert manifest.crc32 == f"{zlib.crc32(blank.encode()):08x}"
