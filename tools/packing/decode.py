@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from ...shards import AlexshardError
+from .bombs import bomb
 
 STORED_LIMIT = 64_000_000  # bytes of one source image, inflated or not: more than a photograph has
 PIXEL_LIMIT = 100_000_000  # checked in the header, before memory is taken
@@ -52,6 +53,8 @@ def decode(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         raise BadImage("empty: no bytes")
     if data.startswith(b"\x1f\x8b"):
         data, notes = _gunzipped(data), ("gunzipped",)
+    if (reason := bomb(data)) is not None:
+        raise BadImage(reason)
     if data.startswith(b"\xff\xd8"):
         try:
             height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
@@ -121,13 +124,13 @@ def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]
         except Image.DecompressionBombError as error:
             raise BadImage(f"too many pixels: {error}") from None
         except Exception as error:  # whatever a decoder stumbles on: the image is bad, the build is not
-            raise BadImage(f"cannot be decoded: {error or type(error).__name__}") from None
+            raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from None
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        return np.repeat(np.clip(grey >> 8, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        upper = np.asarray(image) >> 8
+        return np.repeat(np.clip(upper, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
     # Adobe's CMYK JPEGs store inks inverted; Pillow has put that right at decoding.
     return np.ascontiguousarray(image.convert("RGB"))
 
