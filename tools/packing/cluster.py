@@ -1,0 +1,376 @@
+"""Shards by the workers of a Dask cluster: the same plan, the same work on each shard, the same bytes.
+
+Dask finds a worker for every shard, finds another where one is lost, and carries what workers tell. Ours is to
+hand out shards a few at a time, to count what is told, and to move what is finished from this client's own
+folder (see `cluster_task`) to the finished shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Future, KilledWorker
+
+from ...shards import AlexshardError, ShardName, WrongCall, sync_folder
+from .cluster_task import (
+    TOKEN_NAME,
+    Brief,
+    Told,
+    host_and_versions,
+    not_visible,
+    other_versions,
+    out_of_sight,
+    pack,
+    versions,
+)
+from .disk import writing
+from .plan import ShardPlan
+from .workers import Job, OnProgress
+
+OnShard = Callable[[ShardName], None]
+
+FOLDER_PREFIX = "cluster-"
+RETRIES = 2  # of a shard that failed for a reason which another try may not meet
+LOOK_EVERY_S = 2.0  # at the scheduler: who is there, and who has fallen silent
+_AHEAD = 2  # shards that wait at the scheduler beside one for each thread, so that no worker waits for us
+_ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx)://(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
+
+
+@contextmanager
+def connected(address: str, *, hung_after: float) -> Iterator[Cluster]:
+    """A cluster with at least one worker, all of which are of our versions.
+
+    Args:
+        address: of the scheduler, as tcp://host:8786.
+        hung_after: seconds without any worker, or without an image of a shard, that end the work.
+
+    Raises:
+        WrongCall: this is no address.
+        AlexshardError: the scheduler or its workers are not there, or of other versions.
+    """
+    if not _ADDRESS.fullmatch(address):
+        raise WrongCall(
+            f"--scheduler {address!r} is no address of a Dask scheduler",
+            remedy="for example --scheduler tcp://host:8786",
+        )
+    # What Dask's client has to say about lost connections is said by us, once.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("client", "core", "comm", "batched", "utils"):
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, set_as_default=False, name="alexshard")
+    except (OSError, ImportError) as error:
+        raise AlexshardError(
+            f"no Dask scheduler answers: {error}",
+            where=address,
+            why="it hands the shards to the workers",
+            remedy="start one (dask scheduler) and some workers (dask worker), or correct --scheduler",
+        ) from None
+    try:
+        cluster = Cluster(client, address, hung_after)
+        cluster.wait_for_workers()
+        cluster.check_versions()
+        yield cluster
+    finally:
+        with suppress(Exception):  # whatever a scheduler that went away leaves behind
+            client.close(timeout=5)
+
+
+class Cluster:
+    """A connection to a scheduler."""
+
+    def __init__(self, client: Client, address: str, hung_after: float) -> None:
+        self._client, self._address, self.hung_after = client, address, hung_after
+
+    def __str__(self) -> str:
+        info = self._info()
+        workers, threads = info["n_workers"], info["total_threads"]
+        return (
+            f"cluster {self._address}: {workers:,} worker{'s' * (workers != 1)}, "
+            f"{threads:,} thread{'s' * (threads != 1)}; dashboard {self._client.dashboard_link}"
+        )
+
+    def wait_for_workers(self) -> None:
+        """Wait until there is a worker: a cluster's may need a while to start."""
+        try:
+            self._client.wait_for_workers(1, timeout=self.hung_after)
+        except TimeoutError:
+            raise self.no_workers() from None
+        except OSError:
+            raise self.gone() from None
+
+    def check_versions(self) -> None:
+        """Whether scheduler and workers have this alexshard and these decoders."""
+        ours = versions()
+        answers = {f"worker {worker}": answer for worker, answer in self._ask_all(host_and_versions).items()}
+        try:
+            answers[f"scheduler {self._address}"] = self._client.run_on_scheduler(host_and_versions)
+        except OSError:
+            raise self.gone() from None
+        except Exception as error:
+            answers[f"scheduler {self._address}"] = error
+        for who, answer in answers.items():
+            if isinstance(answer, Exception):
+                raise AlexshardError(
+                    f"alexshard cannot be started there: {type(answer).__name__}: {answer}",
+                    where=who,
+                    why="a set is packed by one version of everything",
+                    remedy=f"install alexshard {ours['alexshard']} there: the environment that this command has",
+                )
+            host, theirs = answer
+            if theirs != ours:
+                raise other_versions(f"{who} ({host})", theirs, ours)
+
+    def pack_shards(
+        self, plans: Iterator[ShardPlan], job: Job, *, on_progress: OnProgress, on_shard: OnShard
+    ) -> None:
+        """Pack every planned shard.
+
+        Args:
+            on_progress: called with images looked at and refusals among them; what it raises ends the work.
+            on_shard: called once for each shard, when its files are finished in job.folder.
+
+        Raises:
+            AlexshardError: a shard failed, a worker sees other files than we do, or the cluster is lost. What is
+                queued is cancelled, what is being packed stops at the next image.
+        """
+        token = secrets.token_hex(8)
+        with _own_folder(job.folder, token) as own:
+            containers = [replace(container, path=_absolute(container.path)) for container in job.containers]
+            brief = Brief(replace(job, folder=own, containers=containers), versions(), token, f"alexshard-{token}")
+            for worker, blind in self._ask_all(out_of_sight, brief).items():
+                if blind is not None:
+                    raise not_visible(f"worker {worker}", str(blind))
+            _Packing(self, self._client, brief, job.folder, on_progress, on_shard).run(plans)
+
+    def _ask_all(self, question: Any, *arguments: Any) -> dict[str, Any]:
+        """What each worker answers; an exception where it cannot. One that is lost meanwhile is left out."""
+        try:
+            answers: dict[str, Any] = self._client.run(question, *arguments, on_error="return")
+        except OSError:
+            raise self.gone() from None
+        return {worker: answer for worker, answer in answers.items() if not isinstance(answer, OSError)}
+
+    def _info(self) -> dict[str, Any]:
+        try:
+            return dict(self._client.scheduler_info(n_workers=0))
+        except OSError:
+            raise self.gone() from None
+
+    def threads(self) -> dict[str, int]:
+        """Threads of every worker that is there now, by its address."""
+        if self._client.status != "running":
+            raise self.gone()
+        try:
+            return dict(self._client.nthreads())
+        except OSError:
+            raise self.gone() from None
+
+    def gone(self) -> AlexshardError:
+        return AlexshardError(
+            "the Dask scheduler went away, or dropped what it had",
+            where=self._address,
+            why="nobody hands out the shards that are left",
+            remedy="start it and its workers again; the same command continues, finished shards are kept",
+        )
+
+    def no_workers(self) -> AlexshardError:
+        return AlexshardError(
+            f"the cluster has had no worker for {self.hung_after:g} s",
+            where=self._address,
+            why="nobody packs",
+            remedy=f"start workers (dask worker {self._address}); the same command continues",
+        )
+
+
+@dataclass(slots=True)
+class _InHand:
+    """A shard that the cluster has."""
+
+    plan: ShardPlan
+    future: Future[None]
+    images: int = 0  # told to on_progress
+    refusals: int = 0
+    worker: str | None = None  # that told last, if it is still there
+    told: float = 0.0  # when
+    at: int = 0  # images that it had looked at then
+
+
+class _Packing:
+    """One call of `Cluster.pack_shards`."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        client: Client,
+        brief: Brief,
+        folder: Path,
+        on_progress: OnProgress,
+        on_shard: OnShard,
+    ) -> None:
+        self._cluster, self._client, self._brief, self._folder = cluster, client, brief, folder
+        self._on_progress, self._on_shard = on_progress, on_shard
+        self._brief_bytes = pickle.dumps(brief)
+        self._in_hand: dict[str, _InHand] = {}
+        self._inbox: queue.SimpleQueue[tuple[float, Told] | str] = queue.SimpleQueue()
+        self._last_worker = time.monotonic()
+
+    def run(self, plans: Iterator[ShardPlan]) -> None:
+        self._client.subscribe_topic(
+            self._brief.topic, lambda event: self._inbox.put((time.monotonic(), Told.parse(event[1])))
+        )
+        try:
+            looked, room, more = -LOOK_EVERY_S, 0, True
+            while more or self._in_hand:
+                if time.monotonic() - looked >= LOOK_EVERY_S:
+                    room = self._look()
+                    looked = time.monotonic()
+                while more and len(self._in_hand) < room:
+                    plan = next(plans, None)
+                    if plan is None:
+                        more = False
+                    else:
+                        self._submit(plan)
+                with suppress(queue.Empty):
+                    self._receive(self._inbox.get(timeout=LOOK_EVERY_S))
+        finally:
+            with suppress(Exception):  # a client that has lost its scheduler has nothing to cancel
+                self._client.cancel([shard.future for shard in self._in_hand.values()])
+                self._client.unsubscribe_topic(self._brief.topic)
+
+    def _submit(self, plan: ShardPlan) -> None:
+        name = str(plan.name)
+        future = self._client.submit(
+            pack,
+            pickle.dumps(plan),
+            self._brief_bytes,
+            key=f"{name}-{self._brief.token}",
+            pure=False,
+            retries=RETRIES,
+        )
+        self._in_hand[name] = _InHand(plan, future)
+        future.add_done_callback(lambda _: self._inbox.put(name))
+
+    def _look(self) -> int:
+        """Who is there, and who has fallen silent; returns how many shards the cluster should have."""
+        threads = self._cluster.threads()
+        now = time.monotonic()
+        if threads:
+            self._last_worker = now
+        elif now - self._last_worker > self._cluster.hung_after:
+            raise self._cluster.no_workers()
+        if self._inbox.empty():  # else what was told last is not counted yet
+            for shard in self._in_hand.values():
+                if shard.worker not in threads:
+                    shard.worker = None  # lost: the shard waits for another
+                elif now - shard.told > self._cluster.hung_after:
+                    raise self._hung(shard)
+        return sum(threads.values()) + _AHEAD
+
+    def _receive(self, message: tuple[float, Told] | str) -> None:
+        if isinstance(message, str):
+            if message in self._in_hand and self._in_hand[message].future.status != "finished":
+                raise self._failed(self._in_hand[message])
+            return
+        when, told = message
+        shard = self._in_hand.get(told.shard)
+        if shard is None:
+            return  # done meanwhile by another worker
+        shard.worker, shard.told, shard.at = told.worker, when, told.images
+        self._count(shard, told)
+        if told.error is not None:
+            raise told.error
+        if told.files is not None:
+            _move(told.files, self._brief.job.folder, self._folder)
+            del self._in_hand[told.shard]
+            self._on_shard(shard.plan.name)
+
+    def _count(self, shard: _InHand, told: Told) -> None:
+        """Each image and each refusal once, however often the shard is begun: its images come in one order."""
+        images = max(told.images - shard.images, 0)
+        refusals = told.refusals[shard.refusals - told.first :] if told.first <= shard.refusals else ()
+        shard.images += images
+        shard.refusals += len(refusals)
+        if images or refusals:
+            self._on_progress(images, refusals)
+
+    def _failed(self, shard: _InHand) -> AlexshardError:
+        if self._client.status != "running" or shard.future.status != "error":
+            return self._cluster.gone()
+        error = shard.future.exception()
+        if isinstance(error, KilledWorker):
+            return AlexshardError(
+                f"{error.allowed_failures + 1} workers died one after the other while they had {shard.plan.name}",
+                where=f"worker {error.last_worker.address}, the last of them",
+                why="this shard would kill the next ones too",
+                remedy="often memory ran out: give workers more of it or fewer threads (dask worker "
+                "--memory-limit, --nthreads 1); the same command continues",
+            )
+        return AlexshardError(
+            f"{shard.plan.name} cannot be packed: {type(error).__name__}: {error}",
+            where=f"worker {shard.worker or 'unknown'}",
+            why=f"{RETRIES + 1} tries ended so",
+            remedy="look at that worker's log; the same command continues",
+        )
+
+    def _hung(self, shard: _InHand) -> AlexshardError:
+        """Also frees the worker where its nanny can: it would be stuck for whoever comes next, too."""
+        samples = sorted(shard.plan.samples, key=lambda sample: (sample.container, sample.offset, sample.name))
+        at = f"image {samples[shard.at].name}" if shard.at < len(samples) else "at its end, when it is written"
+        with suppress(Exception):  # a worker without a nanny stays as it is
+            self._client.cancel([shard.future])
+            self._client.restart_workers([str(shard.worker)], timeout=10, raise_for_error=False)
+        return AlexshardError(
+            f"a worker hangs: no image was finished for {self._cluster.hung_after:g} s",
+            where=f"{shard.plan.name}, {at}, worker {shard.worker}",
+            why="one shard that never ends keeps the whole set from being finished",
+            remedy="look at the disk that the image lies on, restart that worker if it has no nanny; the same "
+            "command continues, --hung-after waits longer",
+        )
+
+
+@contextmanager
+def _own_folder(work: Path, token: str) -> Iterator[Path]:
+    """A new folder inside `work` for what workers write; what clients before us have left there is removed."""
+    for left in work.glob(f"{FOLDER_PREFIX}*"):
+        _remove(left)
+    own = _absolute(work) / f"{FOLDER_PREFIX}{token}"
+    with writing(str(own), work):
+        own.mkdir()
+        (own / TOKEN_NAME).write_text(token, encoding="ascii")
+    try:
+        yield own
+    finally:
+        _remove(own)
+
+
+def _remove(own: Path) -> None:
+    """First by another name, so that a worker which still writes there makes nothing new meanwhile."""
+    gone = own.with_name(f"{own.name.removesuffix('.gone')}.gone")
+    with suppress(OSError):
+        own.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _move(names: tuple[str, ...], source: Path, dest: Path) -> None:
+    with writing(names[-1], dest):
+        for name in names:
+            (source / name).replace(dest / name)
+        sync_folder(dest)
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root, links kept: what they lead to may lie elsewhere on another machine."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
