@@ -18,6 +18,7 @@ of them, meets `times` and is spent; among those not spent the first that was ad
     CutRequest(after)   reads that many bytes of what is sent and closes: the server hears nothing of it
     Cut(after)          the server does its work, the client gets that many bytes of the body and then the end;
                         where the body is empty, as after an upload, it gets nothing at all
+    Spoil()             passes on what is sent with its last byte changed
     Slow(seconds)       answers so much later
     Hold()              answers when `release()` is called; `reached` is set when the request is there, so that a
                         test can kill a process at a chosen upload without a clock
@@ -104,6 +105,11 @@ class CutRequest(Fault):
 @dataclass(slots=True)
 class Cut(Fault):
     after: int
+
+
+@dataclass(slots=True)
+class Spoil(Fault):
+    pass
 
 
 @dataclass(slots=True)
@@ -217,6 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
             if received < size:
                 self.close_connection = True  # the client was killed: half an upload is none
                 return
+            if isinstance(fault, Spoil) and body:
+                body = body[:-1] + bytes([body[-1] ^ 1])
             self._wait(fault)
             if isinstance(fault, Slow | Hold) and self._client_is_gone():
                 self.close_connection = True

@@ -1,0 +1,410 @@
+"""Shard sets in object stores: whole files, patience with faults, uploads beside packing, one build at a time.
+
+Against a real S3 server on loopback, and a folder as the store of plain files.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from alexshard.shards import AlexshardError, ShardName, Split, WrongCall
+from alexshard.tools.packing import publish
+from alexshard.tools.packing.publish import MARK_NAME, Mark, Publisher, check_prefix, publishing
+from alexshard.tools.packing.stores import Store, is_address, local_name, masked
+
+from tests.conftest import run
+from tests.s3_server import S3, Cut, CutRequest, Hold, Slow, Spoil, Status
+
+QUICK = (0.01, 0.01, 0.01, 0.01)
+BIG = os.urandom(1 << 20) * 40  # sent in three parts
+
+
+@pytest.fixture
+def s3_here(s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The server, for stores opened in this process."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    path = tmp_path / "big.tar"
+    path.write_bytes(BIG)
+    return path
+
+
+def opened(s3: S3, prefix: str = "sets/a") -> Store:
+    return Store(s3.url(prefix), pauses=QUICK)
+
+
+@pytest.mark.parametrize("fault", [Status(500, times=2), Status(503), CutRequest(99), Cut(0), Slow(0.1)])
+@pytest.mark.parametrize("size", [1000, len(BIG)], ids=["one piece", "parts"])
+def test_an_upload_meets_faults_and_is_whole_in_the_end(s3_here, tmp_path, fault, size):
+    store, file = opened(s3_here), tmp_path / "x"
+    file.write_bytes(BIG[:size])
+    fault = replace(fault, method="PUT")
+    s3_here.proxy.add(fault)
+
+    stored = store.put(file, "train-000000.tar")
+
+    assert stored.bytes == size
+    assert s3_here.server.objects("sets/a") == {"train-000000.tar": BIG[:size]}
+    assert s3_here.server.unfinished_uploads() == []
+    assert fault.times == 0
+
+
+def test_bytes_spoilt_on_the_way_are_found_by_their_sum_and_sent_again(s3_here, big):
+    store = opened(s3_here)
+    store.put_bytes("probe", b"shows that an ETag is an MD5 here")
+    s3_here.proxy.add(Spoil(method="PUT", key="small"), Spoil(method="PUT", key="big", skip=1))
+    small = big.with_name("small")
+    small.write_bytes(b"abc")
+
+    store.put(small, "small")
+    store.put(big, "big")
+
+    assert s3_here.server.get("sets/a/small") == b"abc"
+    assert s3_here.server.get("sets/a/big") == BIG
+    assert len(s3_here.proxy.seen("PUT", "small")) == 2
+
+
+def test_what_does_not_get_better_ends_with_one_message(s3_here, big):
+    store = opened(s3_here)
+    s3_here.proxy.add(Status(500, times=1000, key="train"))
+
+    with pytest.raises(AlexshardError, match=r"cannot upload s3://bucket-\S+/sets/a/train-000000.tar") as failed:
+        store.put(big, "train-000000.tar")
+    assert failed.value.exit_code == 1
+    assert "the same command continues" in str(failed.value)
+    s3_here.proxy.clear()
+    assert s3_here.server.keys() == []
+
+
+def test_a_server_that_never_answers_is_given_up(s3_here):
+    store = Store(s3_here.url("sets/a"), pauses=(0.01,), answer_s=0.2)
+    hold = Hold(times=1000)
+    s3_here.proxy.add(hold)
+
+    with pytest.raises(AlexshardError, match="cannot write"):
+        store.put_bytes("x", b"y")
+    assert hold.times < 1000
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [
+        ("s3://no-such-bucket/a", 2, "there is no bucket no-such-bucket"),
+        ("s3://key:very-secret@bucket/a", 2, "holds credentials"),
+        ("s3:///a", 2, "names no bucket"),
+        ("s3://No_Bucket/a", 2, "No_Bucket"),
+        ("s4://bucket/a", 2, "Protocol not known: s4"),
+    ],
+)
+def test_a_wrong_address_is_told_before_anything_is_sent(s3_here, address, code, said):
+    with pytest.raises(AlexshardError, match=said) as wrong:
+        Store(address, pauses=QUICK).listing()
+    assert wrong.value.exit_code == code
+    assert "very-secret" not in str(wrong.value)
+    assert s3_here.proxy.seen("PUT") == []
+
+
+def test_a_missing_permission_is_told_and_not_tried_again(s3_here):
+    store = opened(s3_here)
+    s3_here.proxy.add(Status(403, times=1000))
+
+    for action in (store.listing, lambda: store.put_bytes("x", b"")):
+        with pytest.raises(WrongCall, match="may not"):
+            action()
+    assert len(s3_here.proxy.seen()) == 2
+
+
+def test_missing_credentials_are_told(s3_here, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    with pytest.raises(WrongCall, match="Unable to locate credentials"):
+        opened(s3_here).listing()
+
+
+def test_a_server_that_is_not_there_is_told(s3_here, monkeypatch):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(AlexshardError, match="cannot be reached") as failed:
+            opened(s3_here).listing()
+    assert failed.value.exit_code == 1
+
+
+def test_a_missing_extra_is_told():
+    told = run(sys.executable, "-c", WITHOUT_S3FS)
+
+    assert "s3://bucket/a needs a library that is not installed" in told
+    assert "what to do: pip install 'alexshard[s3]'" in told
+
+
+WITHOUT_S3FS = """
+import sys
+sys.modules["s3fs"] = None
+from alexshard.tools.packing.stores import Store, WrongCall
+try:
+    Store("s3://bucket/a")
+except WrongCall as error:
+    print(error)
+"""
+
+
+def test_passwords_and_tokens_of_an_address_reach_no_message(tmp_path):
+    address = "sftp://me:pa55word@127.0.0.1:1/sets?token=t0ken"
+
+    assert masked(address) == "sftp://***@127.0.0.1:1/sets?***"
+    assert local_name(address) == local_name(address.replace("pa55word", "another").replace("t0ken", "new"))
+    with pytest.raises(AlexshardError) as failed:
+        Store(address, pauses=QUICK).listing()
+    assert not {"pa55word", "t0ken"} & set(str(failed.value).replace("/", " ").split())
+    assert "pa55word" not in str(failed.value)
+
+
+def test_only_a_scheme_makes_an_address():
+    assert [is_address(text) for text in ("gs://b/p", "file:///x", "/data/x:y", "C:/x", "a//b", "://")] == [
+        True, True, False, False, False, False,
+    ]  # fmt: skip
+
+
+def test_a_plain_file_appears_whole_and_an_upload_that_fails_leaves_nothing(tmp_path, big):
+    store = Store(f"file://{tmp_path}/store/a", pauses=QUICK)
+
+    stored = store.put(big, "train-000000.tar")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # the disk is full after a megabyte
+    try:
+        with pytest.raises(AlexshardError, match="cannot upload"):
+            store.put(big, "train-000001.tar")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert store.listing() == {"train-000000.tar": stored}
+    assert (tmp_path / "store" / "a" / "train-000000.tar").read_bytes() == BIG
+    assert [path.name for path in (tmp_path / "store" / "a").iterdir()] == ["train-000000.tar"]
+
+
+# Publishing ----------------------------------------------------------------------------------------------------
+
+
+def shard(work: Path, number: int, size: int = 2000) -> ShardName:
+    """A file that is named as a shard is."""
+    name = ShardName(Split.TRAIN, number)
+    work.mkdir(exist_ok=True)
+    (work / str(name)).write_bytes(bytes([number]) * size)
+    (work / name.index_name).write_bytes(b"index %d" % number)
+    return name
+
+
+def finished(work: Path, publisher: Publisher, names: dict[ShardName, ShardName]) -> None:
+    folder = work.parent / "set"
+    folder.mkdir(exist_ok=True)
+    (folder / "samples.tsv").write_bytes(b"rows")
+    (folder / "manifest.json").write_bytes(b"{}")
+    publisher.finish(folder, names)
+
+
+def test_shards_are_uploaded_and_dropped_while_packing_goes_on_and_the_manifest_is_last(s3_here, tmp_path):
+    work = tmp_path / "work"
+    with publishing(opened(s3_here), work, plan="p", restart=False) as publisher:
+        names = [shard(work, number) for number in range(8)]
+        for name in names:
+            publisher.offer(name)
+        publisher.drain()
+        left = sorted(path.name for path in work.glob("*.tar"))
+        before = set(s3_here.server.objects("sets/a"))
+        finished(work, publisher, {name: name for name in names})
+
+    assert left == []
+    assert "manifest.json" not in before
+    assert {f"train-{number:06d}.{end}" for number in range(8) for end in ("tar", "idx")} <= before
+    there = s3_here.server.objects("sets/a")
+    assert set(there) == before - {MARK_NAME} | {"samples.tsv", "manifest.json"}
+    assert there["train-000005.tar"] == bytes([5]) * 2000
+    written = [seen.path.rpartition("/")[2] for seen in s3_here.proxy.seen("PUT")]
+    assert written[-1] == "manifest.json"
+
+
+def test_a_slow_store_holds_the_build_up_instead_of_filling_the_disk(s3_here, tmp_path):
+    hold = Hold(times=1000, method="PUT", key="train-")
+    s3_here.proxy.add(hold)
+    offered = []
+
+    def offer_all(publisher: Publisher) -> None:
+        with suppress(AlexshardError):
+            for number in range(20):
+                publisher.offer(shard(tmp_path / "work", number))
+                offered.append(number)
+
+    with publishing(opened(s3_here), tmp_path / "work", plan="p", restart=False) as publisher:
+        build = threading.Thread(target=offer_all, args=(publisher,))
+        build.start()
+        assert hold.reached.wait(30)
+        build.join(0.5)  # may take as long as it likes, it does not get further
+        assert build.is_alive()
+        waiting = len(offered)
+        s3_here.proxy.clear()
+        build.join(60)
+
+    assert waiting <= 2 * publish.UPLOADS
+    assert len(offered) == 20
+
+
+def test_an_upload_that_fails_ends_the_build(s3_here, tmp_path):
+    s3_here.proxy.add(Status(500, times=1000, method="PUT", key="train-000001.tar"))
+
+    with (
+        pytest.raises(AlexshardError, match=r"cannot upload s3://\S+/train-000001.tar"),
+        publishing(opened(s3_here), tmp_path / "work", plan="p", restart=False) as publisher,
+    ):
+        for number in range(20):
+            publisher.offer(shard(tmp_path / "work", number))
+        publisher.drain()
+
+    mark = Mark.parse(s3_here.server.get("sets/a/" + MARK_NAME))
+    assert mark is not None
+    assert not mark.is_held()
+    assert (tmp_path / "work" / "train-000001.tar").exists()
+
+
+def test_what_the_store_holds_as_it_was_sent_is_not_sent_again(s3_here, tmp_path):
+    work = tmp_path / "work"
+    with publishing(opened(s3_here), work, plan="p", restart=False) as publisher:
+        names = [shard(work, number) for number in range(4)]
+        for name in names:
+            publisher.offer(name)
+        publisher.drain()
+    s3_here.server.delete("sets/a/train-000001.tar")
+    s3_here.server.put("sets/a/train-000002.tar", bytes([2]) * 1999 + b"x")
+
+    with publishing(opened(s3_here), work, plan="p", restart=False) as publisher:
+        held = [publisher.holds(name) for name in names]
+
+    assert held == [True, False, False, True]
+
+
+def test_numbers_that_shift_are_moved_to_their_final_names(s3_here, tmp_path):
+    work = tmp_path / "work"
+    names = [ShardName(Split.TRAIN, number) for number in range(4)]
+    final = {names[0]: names[0], names[2]: names[1], names[3]: names[2]}
+    for attempt in range(2):
+        s3_here.proxy.add(Status(500, times=1000, method="PUT", key="train-000002.idx", skip=1))
+        with suppress(AlexshardError), publishing(opened(s3_here), work, plan="p", restart=False) as publisher:
+            for number in {0: (0, 2, 3), 1: ()}[attempt]:
+                publisher.offer(shard(work, number))
+            publisher.drain()
+            finished(work, publisher, final)
+        assert ("manifest.json" in s3_here.server.objects("sets/a")) == (attempt == 1)
+        s3_here.proxy.clear()
+
+    there = s3_here.server.objects("sets/a")
+    assert {name: data[:1] for name, data in there.items() if name.endswith(".tar")} == {
+        "train-000000.tar": bytes([0]),
+        "train-000001.tar": bytes([2]),
+        "train-000002.tar": bytes([3]),
+    }
+    assert there["train-000002.idx"] == b"index 3"
+    assert "train-000003.idx" not in there
+
+
+def test_objects_changed_behind_the_builds_back_keep_the_manifest_away(s3_here, tmp_path):
+    work = tmp_path / "work"
+    with (
+        pytest.raises(AlexshardError, match=r"no longer has what it was sent: train-000000.tar"),
+        publishing(opened(s3_here), work, plan="p", restart=False) as publisher,
+    ):
+        name = shard(work, 0)
+        publisher.offer(name)
+        publisher.drain()
+        s3_here.server.put("sets/a/train-000000.tar", b"other")
+        finished(work, publisher, {name: name})
+    assert "manifest.json" not in s3_here.server.objects("sets/a")
+
+
+def test_leftovers_of_ours_are_aborted_and_those_of_others_are_not(s3_here, tmp_path):
+    s3_here.server.begin_upload("sets/a/train-000000.tar")
+    s3_here.server.begin_upload("sets/a/theirs.bin")
+    s3_here.server.begin_upload("sets/ab/train-000000.tar")
+
+    with publishing(opened(s3_here), tmp_path, plan="p", restart=False):
+        left = s3_here.server.unfinished_uploads()
+
+    assert sorted(left) == ["sets/a/theirs.bin", "sets/ab/train-000000.tar"]
+
+
+@pytest.mark.parametrize("store", ["s3", "file"])
+def test_a_prefix_with_other_things_is_refused(s3_here, tmp_path, store):
+    address = s3_here.url("sets/a") if store == "s3" else f"file://{tmp_path}/a"
+    for name in ("train-000000.tar", "folder/x"):
+        foreign = Store(address, pauses=QUICK)
+        foreign.put_bytes(name, b"theirs")
+        with pytest.raises(WrongCall, match=f"holds other things: {name[:6]}"):
+            check_prefix(foreign)
+        foreign.remove(name)
+    assert check_prefix(Store(address, pauses=QUICK)) is None
+
+
+# Two builds on one prefix -------------------------------------------------------------------------------------
+
+ELSEWHERE = Mark("p", "elsewhere", 7, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+
+
+def taken(s3: S3, tmp_path: Path, mark: Mark, *, restart: bool = False) -> Mark:
+    """The mark of a build that comes upon another's."""
+    s3.server.put("sets/a/" + MARK_NAME, mark.data())
+    s3.server.put("sets/a/train-000009.tar", b"of the other")
+    with publishing(opened(s3), tmp_path, plan="p", restart=restart):
+        mine = Mark.parse(s3.server.get("sets/a/" + MARK_NAME))
+        assert mine is not None
+        return mine
+
+
+def test_a_second_build_is_told_who_is_at_work(s3_here, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
+        here = replace(ELSEWHERE, host=socket.gethostname(), pid=alive.pid)
+        beating = replace(ELSEWHERE, beat=publish._now())
+        for mark, restart in ((here, False), (here, True), (beating, False)):
+            with pytest.raises(WrongCall, match=f"process {mark.pid} on {mark.host}, since 2026-01-01T00"):
+                taken(s3_here, tmp_path, mark, restart=restart)
+        alive.communicate(b"\n")
+
+    assert taken(s3_here, tmp_path, here).pid == os.getpid()
+
+
+def test_a_holder_without_a_sign_of_life_gives_way_and_one_on_another_host_to_restart(s3_here, tmp_path):
+    assert taken(s3_here, tmp_path, ELSEWHERE).pid == os.getpid()
+    assert "train-000009.tar" in s3_here.server.objects("sets/a")
+    assert taken(s3_here, tmp_path, replace(ELSEWHERE, beat=publish._now()), restart=True).pid == os.getpid()
+    assert "train-000009.tar" not in s3_here.server.objects("sets/a")
+
+
+def test_the_shards_of_another_plan_are_refused_unless_they_may_be_discarded(s3_here, tmp_path):
+    other = replace(ELSEWHERE, plan="another", pid=0)
+
+    with pytest.raises(WrongCall, match="of another source or other settings"):
+        taken(s3_here, tmp_path, other)
+    assert s3_here.server.get("sets/a/" + MARK_NAME) == other.data()
+    assert taken(s3_here, tmp_path, other, restart=True).plan == "p"
+
+
+def test_a_build_that_was_taken_over_writes_no_manifest(s3_here, tmp_path):
+    with (
+        pytest.raises(AlexshardError, match="was taken over by process 7 on elsewhere"),
+        publishing(opened(s3_here), tmp_path / "work", plan="p", restart=False) as publisher,
+    ):
+        s3_here.server.put("sets/a/" + MARK_NAME, ELSEWHERE.data())
+        finished(tmp_path / "work", publisher, {})
+    assert s3_here.server.objects("sets/a") == {MARK_NAME: ELSEWHERE.data(), "samples.tsv": b"rows"}

@@ -1,0 +1,386 @@
+"""Object stores: one prefix of a bucket, or a folder of any store that fsspec speaks.
+
+A name appears in a store whole or not at all. S3, Google's and Azure's stores do so by themselves, also for
+uploads in parts; where a store keeps plain files (file://, sftp://) they go under a temporary name and are moved.
+
+What fails for a moment (5xx, cut connections, time-outs) is tried again, with growing pauses; what will not get
+better by itself (no such bucket, no permission) is told at once. Secrets of an address reach no message: `masked`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from ...shards import AlexshardError, WrongCall
+
+T = TypeVar("T")
+
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between five attempts; a store that is down for longer is told to the user
+PART_BYTES = 16 * 2**20  # of an upload in parts; a thread holds two of them
+CONNECT_S, ANSWER_S = 10, 60  # S3 may take most of a minute to put the parts of an upload together
+_S3 = {"s3", "s3a"}
+_GOOGLE = {"gs", "gcs"}
+_OBJECT_STORES = {*_S3, *_GOOGLE, "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
+_EXTRAS = {**dict.fromkeys(_S3, "alexshard[s3]"), **dict.fromkeys(_GOOGLE, "alexshard[gcs]")}
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_MD5 = re.compile(r"[0-9a-f]{32}(-\d+)?")
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+_NO_SERVER = {"EndpointConnectionError", "ClientConnectorError", "ConnectTimeoutError"}
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is the address of a store, rather than a folder.
+
+    >>> is_address("s3://bucket/prefix"), is_address("shards/s3"), is_address("/data/a:b")
+    (True, False, False)
+    """
+    return _ADDRESS.match(text) is not None
+
+
+def masked(address: str) -> str:
+    """An address as messages show it: without user, password and what follows a question mark.
+
+    >>> masked("sftp://me:secret@host/sets/a"), masked("https://host/a?token=secret"), masked("s3://bucket/a")
+    ('sftp://***@host/sets/a', 'https://host/a?***', 's3://bucket/a')
+    """
+    return re.sub(r"\?.*", "?***", re.sub(r"://[^/]*@", "://***@", address), flags=re.DOTALL)
+
+
+def local_name(address: str) -> str:
+    """A name for what is kept on this machine about an address; it changes with no password or token."""
+    return hashlib.sha256(masked(address).rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a store says of one of its files: equal bytes keep it, other bytes change it."""
+
+    bytes: int
+    tag: str  # ETag, MD5 or time of change, whichever the store has
+
+
+class Store:
+    """One prefix of a store. Names are those below it, as `train-000000.tar` or `.build/lock`.
+
+    Raises:
+        WrongCall: there is no such store or bucket, a library or the permission is missing.
+        AlexshardError: the store cannot be reached, or fails again and again.
+    """
+
+    def __init__(self, address: str, *, pauses: tuple[float, ...] = PAUSES_S, answer_s: float = ANSWER_S) -> None:
+        self.shown = masked(address).rstrip("/")
+        self._secrets = _secrets(address)
+        self._pauses = pauses
+        self._stopped = threading.Event()
+        self.protocol = address.partition("://")[0].lower()
+        self._fs, self._path = self._opened(address, answer_s)
+        self.atomic = self.protocol in _OBJECT_STORES
+        self.parallel = bool(self._fs.async_impl)  # others keep one connection, which no two threads may use
+        # Google's `md5Hash` always is one; an ETag is where `put_bytes` has seen that it is (with a key of the
+        # customer's own, for one, it is not).
+        self._etag_is_md5 = False
+
+    def _opened(self, address: str, answer_s: float) -> tuple[Any, str]:
+        if self.protocol in _EXTRAS and "@" in urlsplit(address).netloc:
+            raise WrongCall(
+                f"{self.shown} holds credentials",
+                why="addresses end up in logs and in the history of a shell",
+                remedy="leave them to the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)",
+            )
+        if self.protocol in _EXTRAS and not urlsplit(address).netloc:
+            raise WrongCall(f"{self.shown} names no bucket", remedy=f"--out {self.protocol}://BUCKET/PREFIX")
+        import fsspec
+
+        options: dict[str, Any] = {"skip_instance_cache": True}
+        if self.protocol in _S3:
+            # Repeating is done here, in one place: three layers of it would take minutes to give up.
+            patience = {"total_max_attempts": 1}
+            options["config_kwargs"] = {
+                "retries": patience, "connect_timeout": CONNECT_S, "read_timeout": answer_s,
+            }  # fmt: skip
+        try:
+            fs, path = fsspec.url_to_fs(address, **options)
+        except ImportError as error:
+            extra = _EXTRAS.get(self.protocol)
+            raise WrongCall(
+                f"{self.shown} needs a library that is not installed: {self._said(error)}",
+                remedy=f"pip install '{extra}'" if extra else "install what fsspec asks for",
+            ) from None
+        except ValueError as error:
+            raise WrongCall(
+                f"{self.shown} is no address of a store: {self._said(error)}",
+                remedy="s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, or another that fsspec knows",
+            ) from None
+        except Exception as error:
+            raise self._unreachable(error) from None
+        if self.protocol in _S3:
+            fs.retries = 2
+        return fs, path.rstrip("/")
+
+    def stop(self) -> None:
+        """Nothing is tried again from here on."""
+        self._stopped.set()
+
+    # What is there ---------------------------------------------------------------------------------------------
+
+    def listing(self) -> dict[str, Stored]:
+        """Every file directly below the prefix and its `.build/`; folders that are neither end in a slash."""
+        found = self._listed(self._path)
+        if found is None:
+            self._check_bucket()
+            return {}
+        inner = (self._listed(f"{self._path}/.build") or {}) if ".build/" in found else {}
+        return {name: stored for name, stored in (found | inner).items() if name != ".build/"}
+
+    def _listed(self, path: str) -> dict[str, Stored] | None:
+        def ask() -> list[dict[str, Any]]:
+            self._fs.invalidate_cache()
+            return list(self._fs.ls(path, detail=True))
+
+        try:
+            entries = self._patiently("list", "", ask)
+        except FileNotFoundError:
+            return None
+        start = self._path.strip("/") + "/"
+        listed = {}
+        for entry in entries:
+            name = entry["name"].strip("/").removeprefix(start)
+            if entry["type"] == "directory":
+                listed[name + "/"] = Stored(0, "")
+            elif name and name + "/" != start:  # some stores list a marker for the folder itself
+                listed[name] = _stored(entry)
+        return listed
+
+    def _check_bucket(self) -> None:
+        bucket = self._path.split("/")[0]
+        if self.protocol in _EXTRAS and not self._patiently("look for", "", lambda: self._fs.exists(bucket)):
+            raise WrongCall(
+                f"there is no bucket {bucket}, or its existence is kept from you",
+                where=self.shown,
+                remedy="make it, or mend the name",
+            )
+
+    def stat(self, name: str) -> Stored | None:
+        def ask() -> dict[str, Any]:
+            self._fs.invalidate_cache()
+            return dict(self._fs.info(self._at(name)))
+
+        try:
+            return _stored(self._patiently("look at", name, ask))
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return bytes(self._patiently("read", name, lambda: self._fs.cat_file(self._at(name))))
+        except FileNotFoundError:
+            return None
+
+    # What is changed -------------------------------------------------------------------------------------------
+
+    def put_bytes(self, name: str, data: bytes, *, new: bool = False) -> bool:
+        """Write a small file; with `new` only if there is none of that name. Says whether it was written."""
+        known = self._fs_knows_create
+        if new and not known and self.stat(name) is not None:
+            return False
+
+        def put() -> None:
+            self._make_folder(name)
+            self._fs.pipe_file(self._at(name), data, **({"mode": "create"} if new and known else {}))
+
+        try:
+            self._patiently("write", name, put)
+        except FileExistsError:
+            # Ours, if the answer to the first attempt was lost and the second met its work.
+            return self.read(name) == data
+        except FileNotFoundError:
+            self._check_bucket()
+            raise
+        if (stored := self.stat(name)) is not None:
+            self._etag_is_md5 = stored.tag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return True
+
+    def put(self, file: Path, name: str) -> Stored:
+        """Upload a file whole, and compare what the store has with what was sent."""
+
+        def send() -> Stored:
+            self._make_folder(name)
+            if self.atomic:
+                parts = {"chunksize": PART_BYTES, "max_concurrency": 2} if self.protocol in _S3 else {}
+                self._fs.put_file(str(file), self._at(name), **parts)
+            else:
+                part = f"{self._at(name)}.part-{os.urandom(8).hex()}"
+                try:
+                    self._fs.put_file(str(file), part)
+                    self._settled(part)
+                    self._fs.mv(part, self._at(name))
+                except BaseException:
+                    with suppress(Exception):
+                        self._fs.rm_file(part)
+                    raise
+            self._fs.invalidate_cache()
+            return self._compared(file, self._fs.info(self._at(name)))
+
+        try:
+            return self._patiently("upload", name, send)
+        except FileNotFoundError as error:  # the file, or the bucket, since the build began
+            raise self._failed("upload", name, error) from None
+
+    def move(self, old: str, new: str) -> Stored:
+        """Copy a stored file to another name; the old one stays until `remove`, so that nothing can be lost."""
+
+        def copy() -> Stored:
+            self._fs.cp_file(self._at(old), self._at(new))
+            self._fs.invalidate_cache()
+            stored, source = _stored(self._fs.info(self._at(new))), _stored(self._fs.info(self._at(old)))
+            if stored.bytes != source.bytes:
+                raise OSError(f"the copy has {stored.bytes:,} bytes, the original {source.bytes:,}")
+            return stored
+
+        return self._patiently("copy", new, copy)
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._patiently("remove", name, lambda: self._fs.rm_file(self._at(name)))
+        folder = PurePosixPath(name).parent
+        if not self.atomic and str(folder) != ".":
+            with suppress(Exception):  # others may use it
+                self._fs.rmdir(self._at(str(folder)))
+
+    def abort_uploads(self, ours: Callable[[str], bool]) -> None:
+        """Drop uploads in parts that nobody will finish: S3 keeps, and bills, what was sent of them."""
+        if self.protocol not in _S3:
+            return
+        bucket, key, _ = self._fs.split_path(self._path)
+        start = key + "/" if key else ""
+        where = {"Bucket": bucket, "Prefix": start}
+        try:
+            found = self._patiently("list", "", lambda: self._fs.call_s3("list_multipart_uploads", **where))
+        except (AlexshardError, OSError):
+            return  # not everybody may list them, and the bucket's owner can have them dropped by a rule
+        for upload in found.get("Uploads", []):
+            if ours(upload["Key"].removeprefix(start)):
+                with suppress(Exception):
+                    self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+
+    # How -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _fs_knows_create(self) -> bool:
+        return self.protocol in {*_S3, *_GOOGLE, "file", "local", "memory"}
+
+    def _at(self, name: str) -> str:
+        return f"{self._path}/{name}" if self._path else name
+
+    def _make_folder(self, name: str) -> None:
+        if not self.atomic:
+            self._fs.makedirs(str(PurePosixPath(self._at(name)).parent), exist_ok=True)
+
+    def _settled(self, path: str) -> None:
+        """Bring a file of this machine to the disk before it gets its name."""
+        if self.protocol in {"file", "local"}:
+            with open(path, "rb") as file:  # noqa: PTH123 (a path of fsspec's)
+                os.fsync(file.fileno())
+
+    def _compared(self, file: Path, info: dict[str, Any]) -> Stored:
+        stored, size = _stored(info), file.stat().st_size
+        if stored.bytes != size:
+            raise OSError(f"the store has {stored.bytes:,} bytes of {size:,}")
+        if "md5Hash" in info or (self._etag_is_md5 and _MD5.fullmatch(stored.tag)):
+            in_parts = "-" in stored.tag and "md5Hash" not in info
+            promised = _md5_of_parts(file) if in_parts else _md5(file)
+            if stored.tag != promised:
+                raise OSError(f"the store has other bytes: its sum is {stored.tag}, ours {promised}")
+        return stored
+
+    def _patiently(self, what: str, name: str, action: Callable[[], T]) -> T:
+        """Do it, and again while it may get better; FileNotFoundError and FileExistsError go to the caller."""
+        for pause in (*self._pauses, None):
+            try:
+                return action()
+            except (FileNotFoundError, FileExistsError, AlexshardError):
+                raise
+            except (TypeError, AttributeError, NotImplementedError, AssertionError):
+                raise  # ours to mend, and no better the next time
+            except PermissionError as error:
+                raise self._refused(what, name, error) from None
+            except Exception as error:
+                if type(error).__name__ in _NO_CREDENTIALS:
+                    raise self._refused(what, name, error) from None
+                if type(error).__name__ == "ParamValidationError":
+                    raise WrongCall(f"{self.shown}: {self._said(error)}", remedy="mend the address") from None
+                if pause is None or self._stopped.wait(pause):
+                    raise self._failed(what, name, error) from None
+        raise AssertionError("the last attempt returns or raises")
+
+    def _refused(self, what: str, name: str, error: Exception) -> WrongCall:
+        return WrongCall(
+            f"may not {what} {self._shown(name)}: {self._said(error)}",
+            why="a build lists, reads, writes and removes objects below its prefix",
+            remedy="mend the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...) "
+            "or ask for the permission",
+        )
+
+    def _failed(self, what: str, name: str, error: Exception) -> AlexshardError:
+        if type(error).__name__ in _NO_SERVER:
+            return self._unreachable(error)
+        return AlexshardError(
+            f"cannot {what} {self._shown(name)}: {self._said(error)}",
+            why=f"{len(self._pauses) + 1} attempts over {sum(self._pauses):.0f} s and more have failed",
+            remedy="when the store is well again, the same command continues",
+        )
+
+    def _unreachable(self, error: Exception) -> AlexshardError:
+        return AlexshardError(
+            f"{self.shown} cannot be reached: {self._said(error)}",
+            remedy="mend the network or the endpoint (AWS_ENDPOINT_URL); then the same command continues",
+        )
+
+    def _shown(self, name: str) -> str:
+        return f"{self.shown}/{name}" if name else self.shown
+
+    def _said(self, error: Exception) -> str:
+        """The words of a library, without secrets and on one line."""
+        text = str(error) or type(error).__name__
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return " ".join(masked(text).split())
+
+
+def _secrets(address: str) -> list[str]:
+    """Parts of an address that no message may show, longest first."""
+    parts = urlsplit(address)
+    values = [pair.partition("=")[2] for pair in parts.query.split("&")]
+    found = {parts.netloc.rpartition("@")[0], parts.password or "", parts.query, *values}
+    return sorted(found - {""}, key=len, reverse=True)
+
+
+def _stored(info: dict[str, Any]) -> Stored:
+    if "md5Hash" in info:
+        return Stored(int(info["size"]), base64.b64decode(info["md5Hash"]).hex())
+    tag = next((info[key] for key in ("ETag", "etag", "mtime", "modified", "created") if info.get(key)), "")
+    return Stored(int(info["size"] or 0), str(tag).strip('"'))
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _md5_of_parts(file: Path) -> str:
+    """What S3 calls the ETag of an upload in parts of PART_BYTES: the MD5 of their MD5s, and their number."""
+    digests = []
+    with file.open("rb") as opened:
+        while part := opened.read(PART_BYTES):
+            digests.append(hashlib.md5(part, usedforsecurity=False).digest())
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
