@@ -53,6 +53,7 @@ class ShardPlan:
     name: ShardName
     labelled: bool
     samples: tuple[PlannedSample, ...]
+    exact: bool = False  # True: all pixels of large JPEGs are decoded too
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class SplitPlan:
     keys: Sequence[str]  # by position in `images`
     order: NDArray[np.int64]  # position in `images` of the sample at each place
     samples_per_shard: int
+    exact: bool = False
 
     @property
     def num_shards(self) -> int:
@@ -85,17 +87,18 @@ class SplitPlan:
             )
             for i in self.order[start : start + self.samples_per_shard].tolist()
         )
-        return ShardPlan(ShardName(self.split, number), images.labelled, samples)
+        return ShardPlan(ShardName(self.split, number), images.labelled, samples, self.exact)
 
 
 def plan_splits(
-    listing: Listing, image_format: ImageFormat, *, seed: int, samples_per_shard: int | None
+    listing: Listing, image_format: ImageFormat, *, seed: int, samples_per_shard: int | None, exact: bool = False
 ) -> dict[Split, SplitPlan]:
     """The plan of every split of a listing.
 
     Args:
         seed: 0 to 2**64 - 1; decides the order and nothing else.
         samples_per_shard: None: what gives 50 to 300 MB, see `default_samples_per_shard`.
+        exact: decode all pixels of large JPEGs too, see decode.py.
 
     Raises:
         WrongCall: so few samples a shard need more shards than there are names.
@@ -116,6 +119,7 @@ def plan_splits(
             keys=keys,
             order=seeded_order(keys, split=split, seed=seed),
             samples_per_shard=per_shard,
+            exact=exact,
         )
     return plans
 

@@ -6,12 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ....shards import ClassEntry, Split, WrongCall
+from .cache import hangs_on, load_listing, save_listing, settings_of, still_holds
 from .folders import find_parts, list_folders
 from .ilsvrc import list_ilsvrc
+from .images import Images, Names
 from .layout import find_layout
-from .listing import BadSource, Container, Images, Listing, Refusal
+from .listing import BadSource, Container, Listing, Refusal
 
-__all__ = ["BadSource", "Container", "Images", "Listing", "Refusal", "list_source"]
+__all__ = [
+    "BadSource",
+    "Container",
+    "Images",
+    "Listing",
+    "Names",
+    "Refusal",
+    "cached_listing",
+    "list_source",
+    "save_listing",
+]
 
 LOOKED_FOR = (
     "ILSVRC2010_images_{train,val,test}.tar, ILSVRC2012_img_{train,val}.tar, the same extracted "
@@ -51,6 +63,33 @@ def list_source(
             why="what lies there would be missing in the set",
             remedy="make it readable, check its disk, or take it out of the source",
         ) from None
+
+
+def cached_listing(
+    source: Path,
+    cache: Path,
+    *,
+    splits: Sequence[Split] | None = None,
+    unlabelled: bool = False,
+    classes: tuple[ClassEntry, ...] | None = None,
+    on_found: Callable[[int], object] = int,
+) -> Listing:
+    """What `list_source` gives, from a file of `save_listing` if the source is still as it was then.
+
+    Nothing is written: whoever owns the folder of `cache` saves the listing there.
+    """
+    settings = settings_of(source, splits, unlabelled, classes)
+    kept = load_listing(cache)
+    if kept is not None and still_holds(kept, source, settings):
+        on_found(sum(map(kept.found, kept.splits)))
+        return kept
+    try:
+        known = hangs_on(source, settings)
+    except OSError:
+        known = {}  # what cannot be read is told by the listing itself
+    listing = list_source(source, splits=splits, unlabelled=unlabelled, classes=classes, on_found=on_found)
+    listing.hangs_on = known
+    return listing
 
 
 def _list_source(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ....shards import ClassEntry, Split
 from ..tar import Kind, members
+from .archive import in_memory
 from .listing import BadSource
 
 DEVKIT_LIMIT = 256_000_000  # bytes of an inflated kit; the real ones have a few million
@@ -106,8 +107,8 @@ def _in_archives(source: Path) -> Iterator[tuple[str, str, bytes]]:
         tar = path.read_bytes() if path.stat().st_size <= DEVKIT_LIMIT else b""
         if tar.startswith(b"\x1f\x8b"):
             tar = _inflated(tar, path.name)
-        file = io.BytesIO(tar)
-        for member in members(file, where=path.name):
+        archive = in_memory(tar)
+        for member in members(archive.read_at, where=path.name, end=archive.size):
             name = member.name.rpartition("/")[2]
             if member.kind is Kind.FILE and _wanted(name):
                 yield f"{path.name}/{member.name}", name, tar[member.offset : member.offset + member.size]

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from ....shards import ClassEntry, Split
 from ..tar import Kind, Member, members
+from .archive import Archive, opened
 from .devkit import Devkit, read_devkit
 from .layout import EVAL_IMAGE, INNER_TAR, WNID, Layout, beside
 from .listing import (
@@ -31,6 +31,7 @@ OnFound = Callable[[int], object]
 
 _EVAL_NAME = re.compile(r"ILSVRC\d{4}_(val|test)_")  # also where number or ending are wrong
 _NO_NUMBER = "its name has no number of an image of"
+TELL_EVERY = 500  # members of an archive
 _EVALUATION = (Split.VAL, Split.TEST)
 _TRUTH_WORD = {Split.VAL: "validation", Split.TEST: "test"}
 
@@ -75,7 +76,7 @@ def list_ilsvrc(
     for split in _EVALUATION:
         if split in splits:
             lister.list_evaluation(split, layout.parts[split])
-            on_found(len(listing.splits[split]))
+            lister.tell()
     if layout.patches is not None:
         apply_patches(listing, layout.patches, label_of_path(source, layout.patches))
     if others := beside(source, layout):
@@ -94,20 +95,20 @@ class _Lister:
     unlabelled: bool
     on_found: OnFound
     labels: dict[str, int] = field(default_factory=dict)  # wnid to label
+    told: int = 0  # images found, as on_found knows
 
     def list_train(self, part: Path) -> None:
         images = self.listing.start_split(Split.TRAIN)
-        wnids: list[str] = []  # in source order; labels are given when all are known
+        wnids: dict[str, None] = {}  # in source order; labels are given when all are known
         for wnid, add in self._train_classes(part):
             if wnid in wnids:
                 raise BadSource(f"{self._label(part)} holds {wnid} twice", remedy="keep one of the two")
-            before = self.listing.found(Split.TRAIN)
+            before = self._found()
             add(len(wnids))
-            wnids.append(wnid)
-            found = self.listing.found(Split.TRAIN) - before
-            if not found:
+            wnids[wnid] = None
+            if self._found() == before:
                 raise no_images(f"{wnid} of {self._label(part)}")
-            self.on_found(found)
+            self.tell()
         self.listing.classes = tuple(self._class_entry(wnid, part) for wnid in sorted(wnids))
         if not wnids:
             raise BadSource(
@@ -116,17 +117,21 @@ class _Lister:
                 remedy="download the training archive again, or choose other splits with --splits",
             )
         label_of = {wnid: label for label, wnid in enumerate(sorted(wnids))}
+        labels = [label_of[wnid] for wnid in wnids]
         for position, place in enumerate(images.label):
-            images.label[position] = label_of[wnids[place]]
+            images.label[position] = labels[place]
 
     def _train_classes(self, part: Path) -> Iterator[tuple[str, Callable[[int], None]]]:
         """(wnid, function that adds its images under a label) for every class of train."""
         if part.is_file():
-            with part.open("rb", buffering=0) as file:
-                for member in members(file, where=self._label(part)):
+            with opened(part) as archive:
+                for member in members(archive.read_at, where=self._label(part), end=archive.size):
                     found = INNER_TAR.fullmatch(bare_name(member.name) or "")
                     if member.kind is Kind.FILE and found is not None:
-                        yield found[1], self._adder_of_tar(file, part, member, f"{self._label(part)}/{found[0]}")
+                        yield (
+                            found[1],
+                            self._adder_of_tar(archive, part, member, f"{self._label(part)}/{found[0]}"),
+                        )
                     elif member.kind is not Kind.FOLDER:
                         reason = "not the archive of a class (nNNNNNNNN.tar)"
                         self._refuse(Split.TRAIN, self._label(part), member.name, reason)
@@ -134,18 +139,18 @@ class _Lister:
         for path in sorted(part.iterdir()):
             found = INNER_TAR.fullmatch(path.name)
             if found is not None and path.is_file():
-                with path.open("rb", buffering=0) as file:
-                    whole = Member(path.name, Kind.FILE, 0, path.stat().st_size)
-                    yield found[1], self._adder_of_tar(file, path, whole, self._label(path))
+                with opened(path) as archive:
+                    whole = Member(path.name, Kind.FILE, 0, archive.size)
+                    yield found[1], self._adder_of_tar(archive, path, whole, self._label(path))
             elif WNID.fullmatch(path.name) and path.is_dir():
                 yield path.name, self._adder_of_folder(path)
         self._refuse_outside_classes(Split.TRAIN, part)
 
-    def _adder_of_tar(self, file: BinaryIO, path: Path, tar: Member, where: str) -> Callable[[int], None]:
+    def _adder_of_tar(self, archive: Archive, path: Path, tar: Member, where: str) -> Callable[[int], None]:
         def add(label: int) -> None:
             container = self.listing.add_container(path, where)
-            found = members(file, where=where, start=tar.offset, end=tar.offset + tar.size)
-            self._add_members(Split.TRAIN, file, container, found, where, lambda _: label)
+            found = members(archive.read_at, where=where, start=tar.offset, end=tar.offset + tar.size)
+            self._add_members(Split.TRAIN, archive, container, found, where, lambda _: label)
 
         return add
 
@@ -173,9 +178,9 @@ class _Lister:
         if part.is_file():
             label_of = self._label_by_number(split)
             container = self.listing.add_container(part, self._label(part))
-            with part.open("rb", buffering=0) as file:
-                found = members(file, where=self._label(part))
-                self._add_members(split, file, container, found, self._label(part), label_of)
+            with opened(part) as archive:
+                found = members(archive.read_at, where=self._label(part), end=archive.size)
+                self._add_members(split, archive, container, found, self._label(part), label_of)
             return
         folder = part / split if (part / split).is_dir() else part
         by_class = [path for path in sorted(folder.iterdir()) if WNID.fullmatch(path.name) and path.is_dir()]
@@ -275,7 +280,7 @@ class _Lister:
     def _add_members(
         self,
         split: Split,
-        file: BinaryIO,
+        archive: Archive,
         container: int,
         found: Iterator[Member],
         where: str,
@@ -283,7 +288,9 @@ class _Lister:
     ) -> None:
         images = self.listing.splits[split]
         seen: dict[str, Member] = {}
-        for member in found:
+        for number, member in enumerate(found, 1):
+            if number % TELL_EVERY == 0:
+                self.tell()
             if member.kind is Kind.FOLDER:
                 continue
             name = bare_name(member.name)
@@ -292,7 +299,8 @@ class _Lister:
             elif member.kind is not Kind.FILE:
                 self._refuse(split, where, member.name, f"a {member.kind}, no regular file")
             elif name in seen:
-                same = _bytes_of(file, seen[name]) == _bytes_of(file, member)
+                first = seen[name]
+                same = first.size == member.size and _bytes_of(archive, first) == _bytes_of(archive, member)
                 reason = f"duplicate: the name comes twice, with {'the same' if same else 'other'} bytes"
                 self._refuse(split, where, member.name, reason)
             elif (label := label_of(name)) is None:
@@ -301,6 +309,15 @@ class _Lister:
                 seen[name] = member
                 images.add(name, container, member.offset, member.size, label)
 
+    def _found(self) -> int:
+        return sum(map(len, self.listing.splits.values())) + len(self.listing.refusals)
+
+    def tell(self) -> None:
+        """Tell of the images found since it was last told; inside an archive too, which may hold all of them."""
+        found = self._found()
+        self.on_found(found - self.told)
+        self.told = found
+
     def _refuse(self, split: Split, where: str, name: str, reason: str) -> None:
         self.listing.refusals.append(Refusal(split.value, where, name, reason))
 
@@ -308,6 +325,5 @@ class _Lister:
         return label_of_path(self.source, path)
 
 
-def _bytes_of(file: BinaryIO, member: Member, limit: int = 1 << 26) -> bytes:
-    file.seek(member.offset)
-    return file.read(min(member.size, limit))
+def _bytes_of(archive: Archive, member: Member, limit: int = 1 << 26) -> bytes:
+    return archive.read_at(member.offset, min(member.size, limit))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
-from array import array
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ....shards import NO_LABEL, AlexshardError, ClassEntry, Split
+from .images import Images
 
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 
@@ -50,34 +51,6 @@ class Container:
 
 
 @dataclass(slots=True)
-class Images:
-    """The images of one split in source order, in columns: some 100 bytes an image, so a million fit anywhere."""
-
-    labelled: bool = True
-    names: list[str] = field(default_factory=list)
-    container: array[int] = field(default_factory=lambda: array("i"))
-    offset: array[int] = field(default_factory=lambda: array("q"))
-    size: array[int] = field(default_factory=lambda: array("q"))
-    label: array[int] = field(default_factory=lambda: array("i"))
-    patched: set[int] = field(default_factory=set)  # positions whose bytes come from the patch archive
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def add(self, name: str, container: int, offset: int, size: int, label: int = NO_LABEL) -> None:
-        self.names.append(name)
-        self.container.append(container)
-        self.offset.append(offset)
-        self.size.append(size)
-        self.label.append(label)
-
-    def replace(self, position: int, container: int, offset: int, size: int) -> None:
-        """Take the bytes of one image from elsewhere: from the patch archive."""
-        self.container[position], self.offset[position], self.size[position] = container, offset, size
-        self.patched.add(position)
-
-
-@dataclass(slots=True)
 class Listing:
     """Everything that a source holds."""
 
@@ -87,6 +60,7 @@ class Listing:
     splits: dict[Split, Images] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # what a person should know, one sentence each
+    hangs_on: dict[str, Any] = field(default_factory=dict)  # see cache.py; empty: not to be kept
 
     def found(self, split: Split) -> int:
         """Images of a split that the source holds, refused ones included."""

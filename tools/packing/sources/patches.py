@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ....shards import Split
 from ..tar import Kind, members
+from .archive import opened
 from .listing import Listing, bare_name
 
 Place = tuple[int, int, int]  # container, offset, size
@@ -33,8 +34,8 @@ def apply_patches(listing: Listing, path: Path, label: str) -> None:
 def _in_archive(listing: Listing, path: Path, label: str) -> dict[tuple[str, str], Place]:
     container = listing.add_container(path, label)
     patches = {}
-    with path.open("rb", buffering=0) as file:
-        for member in members(file, where=label):
+    with opened(path) as archive:
+        for member in members(archive.read_at, where=label, end=archive.size):
             folder, _, name = member.name.rpartition("/")
             if member.kind is Kind.FILE and bare_name(member.name) is not None:
                 patches[folder.rpartition("/")[2], name] = (container, member.offset, member.size)
