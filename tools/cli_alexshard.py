@@ -150,6 +150,34 @@ def info(folder: Path, all_classes: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--split", help="[default: train, or the first that the set has]")
+@click.option("--label", help="Only this class: its synset or folder name, its number, or one of its words.")
+@click.option(
+    "-n", "--number", type=click.IntRange(1, 4096), help="Pictures at most.  [default: 64; 12 with --augmented]"
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the choice.")
+@click.option(
+    "--out", type=FOLDER, default="sheet.png", show_default=True, help="The PNG; replaced if it is there."
+)
+@click.option("--augmented", is_flag=True, help="Beside each picture, what a run with this seed makes of it.")
+def show(
+    folder: Path, split: str | None, label: str | None, number: int | None, seed: int, out: Path, augmented: bool
+) -> None:
+    """Draw a contact sheet of the shard set in DIR: pictures with their class names.
+
+    The pictures are drawn at random by --seed and sorted by label. With --augmented each comes with the crops,
+    mirrors and colour jitter that the loader gives it in the first epochs.
+    """
+    from .show import Wish, show
+
+    shard_set = ShardSet.open(folder)
+    with Progress("show", None, "pictures") as progress:
+        show(shard_set, Wish(split, label, number, seed, augmented), out, on_images=progress.advance)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--deep", is_flag=True, help="Also read it with the webdataset library and decode every image.")
 @AS_JSON
 def verify(folder: Path, deep: bool, as_json: bool) -> None:

@@ -1,0 +1,233 @@
+"""`alexshard show`: a contact sheet of a shard set, as packed or as the trainer gets it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..shards import (
+    NO_LABEL,
+    ClassEntry,
+    CorruptShardSet,
+    ShardBytes,
+    ShardSet,
+    SplitIndex,
+    WrongCall,
+    appearing_whole,
+    printable,
+)
+from .sheet import Tile, draw_sheet
+
+PLAIN_NUMBER, AUGMENTED_NUMBER = 64, 12  # pictures, unless asked for otherwise
+EPOCHS_SHOWN = 5  # beside each original
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be shown."""
+
+    split: str | None = None  # None: train, or the first that there is
+    label: str | None = None  # number, synset or name; None: any
+    number: int | None = None
+    seed: int = 0  # of the choice, and of the run whose crops and jitter are shown
+    augmented: bool = False
+
+
+def show(shard_set: ShardSet, wish: Wish, out: Path, *, on_images: Callable[[int], object] = int) -> None:
+    """Write the contact sheet as a PNG; its description lists every name in full.
+
+    Raises:
+        WrongCall: the split, the label or the output cannot be.
+        CorruptShardSet: an image cannot be decoded.
+    """
+    check_picture_name(out)
+    split = wish.split or next(iter(shard_set.manifest.splits))
+    index = shard_set.index(split)
+    classes = shard_set.manifest.classes
+    chosen = _chosen(index, classes, wish)
+    with ShardBytes(index) as stored:
+        tiles = []
+        for position in chosen:
+            tiles.append([_original(shard_set, index, stored, int(position))])
+            on_images(1)
+    header = [
+        f"{shard_set.name} · {split} · {len(chosen):,} of {len(index):,} samples · seed {wish.seed}",
+        f"shard set {shard_set.digest[:16]}",
+    ]
+    if wish.augmented:
+        header.append(
+            f"left: as stored; then what the loader gives in epochs 0 to {EPOCHS_SHOWN - 1} (augment paper), "
+            "the subtracted mean added again to be seen"
+        )
+        for group, variants in zip(tiles, _variants(shard_set, index, chosen, wish.seed, on_images), strict=True):
+            group.extend(variants)
+    sheet = draw_sheet(header, tiles, stored_side=shard_set.manifest.image.side)
+    about = PngInfo()
+    names = (
+        f"{index.keys[at]}: {group[0].title}, {group[0].note}" for at, group in zip(chosen, tiles, strict=True)
+    )
+    about.add_itxt("Description", "\n".join(map(printable, [*header, *names])))
+    file = io.BytesIO()
+    sheet.save(file, "png", pnginfo=about)
+    with appearing_whole(out) as target:
+        target.write(file.getvalue())
+
+
+def check_picture_name(out: Path) -> None:
+    """Whether a PNG can be written there.
+
+    Raises:
+        WrongCall: the name ends otherwise, is a folder's, or lies in a folder that is not there.
+    """
+    if out.is_dir():
+        raise WrongCall(f"--out {out} is a folder", remedy=f"--out {out / 'sheet.png'}")
+    if out.suffix.lower() != ".png":
+        raise WrongCall(
+            f"--out {out} does not end in .png",
+            why="the sheet is a PNG, whose colours are exact",
+            remedy=f"--out {out.with_suffix('.png')}",
+        )
+    if not out.parent.is_dir():
+        raise WrongCall(f"--out {out}: there is no folder {out.parent}", remedy=f"mkdir -p {out.parent}")
+
+
+def find_label(classes: Sequence[ClassEntry], text: str) -> int:
+    """The label that a person means: a synset or folder name, a number, or a name among the words.
+
+    A name comes before a number, since folders may be called 0, 1, 10.
+
+    Raises:
+        WrongCall: none is called so, or several are; near names are offered.
+    """
+    by_synset = {entry.synset: label for label, entry in enumerate(classes)}
+    if text in by_synset:
+        return by_synset[text]
+    if text.isascii() and text.isdigit():
+        if int(text) < len(classes):
+            return int(text)
+        raise WrongCall(
+            f"there is no label {text}: the set has 0 to {len(classes) - 1}", remedy="alexshard info DIR"
+        )
+    by_name: dict[str, list[int]] = {}
+    for label, entry in enumerate(classes):
+        for name in {entry.synset, *map(str.strip, entry.words.split(",")), entry.words}:
+            by_name.setdefault(name.casefold(), []).append(label)
+    found = by_name.get(text.casefold(), [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{label} ({classes[label].synset}: {classes[label].words})" for label in found)
+        raise WrongCall(f"several classes are called {text!r}: {several}", remedy=f"--label {found[0]}")
+    near = get_close_matches(text.casefold(), by_name, n=3, cutoff=0.5)
+    offered = [f"{classes[by_name[name][0]].synset} ({first_word(classes[by_name[name][0]])})" for name in near]
+    raise WrongCall(
+        f"no class is called {text!r}" + (f"; near: {', '.join(offered)}" if offered else ""),
+        remedy="alexshard info DIR --classes lists all of them",
+    )
+
+
+def first_word(entry: ClassEntry) -> str:
+    """The first of a class's names; a folder's name, which may hold a comma, is one.
+
+    >>> first_word(ClassEntry("n01440764", "tench, Tinca tinca", 1)), first_word(ClassEntry("a, b", "a, b", None))
+    ('tench', 'a, b')
+    """
+    if entry.words == entry.synset:
+        return entry.synset
+    return entry.words.split(",")[0].strip() or entry.synset
+
+
+def decoded(shard_set: ShardSet, index: SplitIndex, stored: ShardBytes, position: int) -> Image.Image:
+    """The picture at a position of a split's order on disk, RGB.
+
+    Raises:
+        CorruptShardSet: it is none.
+    """
+    try:
+        with Image.open(io.BytesIO(stored.bytes_of(position)), formats=("JPEG", "PPM")) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        shard = index.shards[int(index.shard[position])]
+        raise CorruptShardSet(
+            f"sample {index.keys[position]} cannot be decoded: {error}",
+            where=f"{shard} at byte {int(index.offset[position])}",
+            why="training would stop here",
+            remedy=f"alexshard verify {shard_set.path}",
+        ) from None
+
+
+def _chosen(index: SplitIndex, classes: Sequence[ClassEntry], wish: Wish) -> NDArray[np.int64]:
+    """Positions on disk, drawn by the seed, in the order of labels."""
+    positions = np.arange(len(index))
+    if wish.label is not None:
+        if (index.label == NO_LABEL).all():
+            raise WrongCall(f"the samples of {index.split} have no labels", remedy="leave out --label")
+        label = find_label(classes, wish.label)
+        positions = np.flatnonzero(index.label == label)
+        if not len(positions):
+            entry = classes[label]
+            raise WrongCall(
+                f"{index.split} has no sample of label {label} ({entry.synset}, {first_word(entry)})",
+                remedy="another --split or --label",
+            )
+    number = wish.number or (AUGMENTED_NUMBER if wish.augmented else PLAIN_NUMBER)
+    chosen = np.random.default_rng(wish.seed).permutation(positions)[:number]
+    return chosen[np.lexsort((chosen, index.label[chosen]))]
+
+
+def _original(shard_set: ShardSet, index: SplitIndex, stored: ShardBytes, position: int) -> Tile:
+    pixels = np.asarray(decoded(shard_set, index, stored, position))
+    label = int(index.label[position])
+    if label == NO_LABEL:
+        return Tile(pixels, index.keys[position], "no label")
+    entry = shard_set.manifest.classes[label]
+    synset = "" if entry.synset == first_word(entry) else f" · {entry.synset}"
+    return Tile(pixels, first_word(entry), f"label {label}{synset}")
+
+
+def _variants(
+    shard_set: ShardSet,
+    index: SplitIndex,
+    chosen: NDArray[np.int64],
+    seed: int,
+    on_images: Callable[[int], object],
+) -> list[list[Tile]]:
+    """What the loader makes of each chosen sample in the first epochs of a run with `seed`.
+
+    A loader's state names any position of any epoch, so each sample is asked for where the run meets it: the
+    batch size, which no draw depends on, is 1.
+    """
+    from ..pipeline import Loader, epoch_order
+
+    mean = np.array(shard_set.manifest.statistics.channel_mean)
+    tiles: list[list[Tile]] = [[] for _ in chosen]
+    with Loader(shard_set, index.split, batch_size=1, seed=seed, mean="channel", threads=1, prefetch=1) as loader:
+        for epoch in range(EPOCHS_SHOWN):
+            order = epoch_order(len(index), seed=seed, epoch=epoch)
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            for variants, position in zip(tiles, chosen, strict=True):
+                loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "position": int(place[position])})
+                batch = next(iter(loader))
+                assert batch.keys == [index.keys[position]]
+                pixels = batch.images[0].numpy().transpose(1, 2, 0) / batch.scale + mean
+                (y, x), jitter = batch.crop[0].tolist(), batch.offset[0].tolist()
+                mirrored = ", mirrored" if bool(batch.mirror[0]) else ""
+                colour = " ".join(f"{round(value):+d}" for value in jitter)
+                variants.append(
+                    Tile(
+                        np.clip(np.round(pixels), 0, 255).astype(np.uint8),
+                        f"y {y}, x {x}{mirrored}",
+                        f"epoch {epoch}, colour {colour}",
+                    )
+                )
+                on_images(1)
+    return tiles
