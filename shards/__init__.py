@@ -28,7 +28,7 @@ from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sa
 from .tar import stored_size
 from .verify import Problem, verify_shard_set
 from .words import byte_size, printable
-from .writer import PART_SUFFIX, ShardWriter, appearing_whole, finish_shard_set, sync_folder
+from .writer import PART_SUFFIX, ShardWriter, appearing_whole, finish_shard_set, sync_folder, unique_part_suffix
 
 __all__ = [
     "CLASSES_NAME",
@@ -82,5 +82,6 @@ __all__ = [
     "safe_key",
     "stored_size",
     "sync_folder",
+    "unique_part_suffix",
     "verify_shard_set",
 ]

@@ -6,6 +6,9 @@ import hashlib
 import io
 import json
 import os
+import platform
+import re
+import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,9 +47,13 @@ PART_SUFFIX = ".part"
 
 
 @contextmanager
-def appearing_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name only when complete and on the disk; on an exception nothing remains."""
-    part = path.with_name(path.name + PART_SUFFIX)
+def appearing_whole(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
+    """A file that gets its name only when complete and on the disk; on an exception nothing remains.
+
+    Args:
+        unique: others may be writing the same file at this moment, so its temporary name is used by nobody else.
+    """
+    part = path.with_name(path.name + (unique_part_suffix() if unique else PART_SUFFIX))
     try:
         with part.open("wb") as file:
             yield file
@@ -57,6 +64,12 @@ def appearing_whole(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def unique_part_suffix() -> str:
+    """`.part-HOST-PID-RANDOM`, for a temporary name that no other process makes."""
+    host = re.sub(r"[^A-Za-z0-9_-]", "_", platform.node())[:40]
+    return f"{PART_SUFFIX}-{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def sync_folder(folder: Path) -> None:
@@ -91,7 +104,7 @@ class ShardWriter:
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> ShardWriter:
-        self._whole = appearing_whole(self._path)
+        self._whole = appearing_whole(self._path, unique=True)
         self._file = self._whole.__enter__()
         return self
 
@@ -134,7 +147,7 @@ class ShardWriter:
         index = index_text(self._samples).encode("ascii")
         self._whole.__exit__(None, None, None)
         try:
-            with appearing_whole(self._index_path) as file:
+            with appearing_whole(self._index_path, unique=True) as file:
                 file.write(index)
         except BaseException:
             self._path.unlink(missing_ok=True)

@@ -181,7 +181,7 @@ def build(plan: BuildPlan, *, workers: int, on_progress: Callable[[int, int], ob
         count(len(plan.listing.refusals), plan.listing.refusals)
         job = Job(plan.listing.containers, settings.image, output.work)
         shards = (split.shard(number) for split in plan.splits.values() for number in range(split.num_shards))
-        pack_shards(shards, job, workers=workers, on_progress=count)
+        pack_shards(shards, job, workers=workers, on_progress=count, on_shard=lambda _: None)
         return _finish(plan, output)
 
 

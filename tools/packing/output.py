@@ -40,7 +40,7 @@ WORK_NAME = ".build"
 _MARK_NAME = "lock"  # says that OUT is ours and holds the lock; made before anything else
 _OURS = re.compile(
     rf"((train|val|test)-\d{{6}}\.(tar|idx)|{SAMPLES_NAME}|{MEAN_IMAGE_NAME}|{QUARANTINE_NAME}|{SUMS_NAME}|"
-    rf"{MANIFEST_NAME}|{INFO_NAME}|{CLASSES_NAME})({re.escape(PART_SUFFIX)})?"
+    rf"{MANIFEST_NAME}|{INFO_NAME}|{CLASSES_NAME})({re.escape(PART_SUFFIX)}[A-Za-z0-9_-]*)?"
 )
 
 

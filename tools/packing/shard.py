@@ -24,11 +24,12 @@ from ...shards import (
     ShardWriter,
     Split,
     appearing_whole,
+    unique_part_suffix,
 )
 from .decode import BadImage, decode
 from .disk import writing
 from .image import central_square, encoded
-from .plan import ShardPlan
+from .plan import PlannedSample, ShardPlan
 from .reading import SourceReader
 from .sources import Container, Refusal
 from .statistics import PixelSums
@@ -51,7 +52,7 @@ class ShardRecord:
             "rows": [str(row) for row in self.rows],
             "refusals": [asdict(refusal) for refusal in self.refusals],
         }
-        with appearing_whole(record_path(folder, self.name)) as file:
+        with appearing_whole(record_path(folder, self.name), unique=True) as file:
             file.write(json.dumps(fields).encode("ascii"))
 
     @classmethod
@@ -71,6 +72,11 @@ def record_path(folder: Path, name: ShardName) -> Path:
 
 def sums_path(folder: Path, name: ShardName) -> Path:
     return folder / str(name).replace(".tar", ".npz")
+
+
+def source_order(samples: tuple[PlannedSample, ...]) -> list[PlannedSample]:
+    """The samples of a shard in the order in which they are read."""
+    return sorted(samples, key=lambda sample: (sample.container, sample.offset, sample.name))
 
 
 def pack_shard(
@@ -95,11 +101,11 @@ def pack_shard(
     refusals: dict[str, Refusal] = {}
     with (
         writing(str(plan.name), folder),
-        tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder)) as file,
+        tempfile.SpooledTemporaryFile(SPOOL_BYTES, prefix=_spool_prefix(plan.name), dir=str(folder)) as file,
         SourceReader(containers) as source,
     ):
         ready = _Spool(file)
-        for sample in sorted(plan.samples, key=lambda sample: (sample.container, sample.offset, sample.name)):
+        for sample in source_order(plan.samples):
             try:
                 pixels, notes = decode(source.read(sample))
             except BadImage as bad:
@@ -118,6 +124,10 @@ def pack_shard(
         if sums is not None:
             sums.save(sums_path(folder, plan.name))
         ShardRecord(plan.name, entry, rows, ordered).save(folder)
+
+
+def _spool_prefix(name: ShardName) -> str:
+    return f"{name}{unique_part_suffix()}-"  # where a disk must give it a name for a moment, it is known as ours
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def signals_ignored(*numbers: signal.Signals) -> Iterator[None]:
-    """Within the block this process, and for good every process that it starts there, does not notice `numbers`.
+    """Within the block this process does not notice `numbers`.
 
     Only in the main thread: no other may say so, and no other gets them.
     """
@@ -23,3 +23,13 @@ def signals_ignored(*numbers: signal.Signals) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_delayed(*numbers: signal.Signals) -> Iterator[None]:
+    """Within the block `numbers` wait until its end; processes that are started there never notice them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -49,7 +49,7 @@ class PixelSums:
         self.products += other.products
 
     def save(self, path: Path) -> None:
-        with appearing_whole(path) as file:
+        with appearing_whole(path, unique=True) as file:
             np.savez(file, images=np.int64(self.images), image=self.image, products=self.products)
 
     @classmethod

@@ -1,31 +1,42 @@
 """Shards by several processes. What comes out does not depend on how many there are.
 
 Each worker has a pipe: plans go down it one at a time, counts, refusals and errors come up. Workers are fresh
-processes (`spawn`), which hold nothing of the coordinator but the list of containers; they end with it.
+processes (`spawn`), which hold nothing of the coordinator but the list of containers; they end with it. Also one
+worker is a process of its own, since a process cannot tell that it hangs.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
+import socket
+import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from ...shards import AlexshardError, ImageFormat
+from ...shards import AlexshardError, ImageFormat, ShardName
 from .plan import ShardPlan
-from .shard import pack_shard
-from .signals import signals_ignored
+from .shard import pack_shard, source_order
+from .signals import signals_delayed, signals_ignored
 from .sources import Container, Refusal
 
 TELL_EVERY_S = 0.2
+HUNG_AFTER_S = 300.0  # a photograph takes milliseconds, the largest that is decoded some seconds
+_TICK_S = 0.5
+_END_S = 10.0  # a killed process is gone at once, unless it waits for a disk that does not answer
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 OnProgress = Callable[[int, Sequence[Refusal]], None]
+OnShard = Callable[[ShardName], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,7 @@ class Job:
     containers: list[Container]
     image_format: ImageFormat
     folder: Path  # where shards, records and sums go
+    hung_after_s: float = HUNG_AFTER_S  # without a word from a worker
 
 
 @dataclass(slots=True)
@@ -45,8 +57,8 @@ class _Progress:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-class _Idle:
-    """A worker's word that it has finished its shard."""
+class _Finished:
+    """A worker's word that its shard is finished."""
 
 
 def default_workers() -> int:
@@ -54,46 +66,60 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def pack_shards(plans: Iterator[ShardPlan], job: Job, *, workers: int, on_progress: OnProgress) -> None:
-    """Pack every planned shard; with one worker in this process, else in `workers` others.
+def pack_shards(
+    plans: Iterator[ShardPlan], job: Job, *, workers: int, on_progress: OnProgress, on_shard: OnShard
+) -> None:
+    """Pack every planned shard in `workers` processes.
 
     Args:
         on_progress: called with images looked at and refusals among them; what it raises ends the work.
+        on_shard: called once for each shard, when its files are finished in job.folder.
 
     Raises:
-        AlexshardError: a shard failed, or a worker died; the other workers are stopped first.
+        AlexshardError: a shard failed, or a worker died or hangs; the other workers are stopped first.
     """
-    if workers == 1:
-        for plan in plans:
-            pack_shard(
-                plan,
-                job.containers,
-                job.image_format,
-                job.folder,
-                on_image=lambda refusal: on_progress(1, [refusal] if refusal else []),
-            )
-        return
     crew: list[_Worker] = []
+    clock = _LivedTime()
     try:
-        # Ctrl-C reaches the whole group of processes, and the coordinator alone decides what it means.
-        with signals_ignored(signal.SIGINT):
+        # A signal to the whole group of processes (Ctrl-C, a job's end) is the coordinator's to answer.
+        with signals_delayed(signal.SIGINT, signal.SIGTERM):
             crew.extend(_Worker(job) for _ in range(workers))
         for worker in crew:
-            worker.start_next(plans)
+            worker.start_next(plans, clock.now)
         while busy := {worker.pipe: worker for worker in crew if worker.plan is not None}:
-            for pipe in wait(list(busy)):
+            ready = wait(list(busy), timeout=_TICK_S)
+            clock.look()
+            for pipe in ready:
                 worker = busy[pipe]  # type: ignore[index]
-                match worker.receive():
+                match worker.receive(clock.now):
                     case _Progress(images, refusals):
                         on_progress(images, refusals)
-                    case _Idle():
-                        worker.start_next(plans)
+                    case _Finished():
+                        assert worker.plan is not None
+                        on_shard(worker.plan.name)
+                        worker.start_next(plans, clock.now)
+            for worker in busy.values():
+                if worker.plan is not None and clock.now - worker.heard > job.hung_after_s:
+                    raise worker.hung()
     finally:
-        for worker in crew:
-            worker.process.terminate()
-        for worker in crew:
-            worker.process.join()
-            worker.pipe.close()
+        with signals_ignored(signal.SIGINT, signal.SIGTERM):
+            _end(crew)
+
+
+class _LivedTime:
+    """Seconds in which the coordinator was there to listen.
+
+    Neither a command that was stopped in a terminal and continued an hour later nor a long wait for an upload
+    makes workers look as if they hung.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._looked = time.monotonic()
+
+    def look(self) -> None:
+        before, self._looked = self._looked, time.monotonic()
+        self.now += min(self._looked - before, 2 * _TICK_S)
 
 
 class _Worker:
@@ -101,45 +127,97 @@ class _Worker:
 
     def __init__(self, job: Job) -> None:
         context = multiprocessing.get_context("spawn")
+        self._job = job
         self.pipe, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_work, args=(theirs, job), daemon=True)
+        _limit_waiting(self.pipe, job.hung_after_s)
+        self._done = context.RawValue(ctypes.c_longlong, 0)  # images of its shard; in shared memory
+        self.process: SpawnProcess = context.Process(
+            target=_work, args=(theirs, job, self._done, os.getpid()), daemon=True
+        )
         self.process.start()
         theirs.close()  # so that the pipe ends when the worker does
         self.plan: ShardPlan | None = None  # the shard it is at
+        self.heard = 0.0  # when it last told something
 
-    def start_next(self, plans: Iterator[ShardPlan]) -> None:
+    def start_next(self, plans: Iterator[ShardPlan], now: float) -> None:
         self.plan = next(plans, None)
         if self.plan is not None:
+            self._done.value = 0
+            self.heard = now
             try:
                 self.pipe.send(self.plan)
+            except BlockingIOError:
+                raise self.hung() from None
             except (BrokenPipeError, ConnectionResetError):
                 raise self._died() from None
 
-    def receive(self) -> _Progress | _Idle:
+    def receive(self, now: float) -> _Progress | _Finished:
+        self.heard = now
         try:
             message = self.pipe.recv()
+        except BlockingIOError:
+            raise self.hung() from None
         except (EOFError, ConnectionResetError):
             raise self._died() from None
         if isinstance(message, BaseException):
             raise message
-        assert isinstance(message, _Progress | _Idle)
+        assert isinstance(message, _Progress | _Finished)
         return message
 
+    def hung(self) -> AlexshardError:
+        return AlexshardError(
+            f"a worker has told nothing for {self._job.hung_after_s:g} s and was killed",
+            where=self._where(),
+            why="it hangs: at this image, or on a disk that does not answer",
+            remedy="look at both; the same command continues, and --hung-after allows a slow disk more time",
+        )
+
     def _died(self) -> AlexshardError:
-        self.process.join()
+        self.process.join(_END_S)
         code = self.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return AlexshardError(
             f"a worker died ({how})",
-            where=f"{self.plan.name if self.plan else 'no shard'}, process {self.process.pid}",
-            why="its shard is lost, so the set would be incomplete",
-            remedy="SIGKILL often means that memory ran out: build again with fewer workers (-j)",
+            where=self._where(),
+            why="its shard is not finished",
+            remedy="SIGKILL often means that memory ran out: fewer workers (-j) take less; the same command continues",
         )
 
+    def _where(self) -> str:
+        if self.plan is None:
+            return f"no shard, process {self.process.pid}"
+        samples = source_order(self.plan.samples)
+        done = int(self._done.value)
+        if done < len(samples):
+            source = self._job.containers[samples[done].container].label
+            at = f"image {samples[done].name} of {source} ({done + 1:,} of {len(samples):,})"
+        else:
+            at = f"all {done:,} images done, writing them"
+        return f"{self.plan.name}, {at}, process {self.process.pid}"
 
-def _work(pipe: Connection, job: Job) -> None:
+
+def _limit_waiting(pipe: Connection, seconds: float) -> None:
+    """A message that stops half-way, in either direction, raises BlockingIOError after some seconds."""
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        for direction in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, direction, limit)
+
+
+def _end(crew: list[_Worker]) -> None:
+    for worker in crew:
+        worker.process.kill()  # also one that was stopped; what it was writing has a temporary name
+    for worker in crew:
+        worker.process.join(_END_S)
+        if worker.process.is_alive():
+            # It waits inside the kernel and ends when that lets it go; nobody shall wait for it at our exit.
+            multiprocessing.process._children.discard(worker.process)  # type: ignore[attr-defined]
+        worker.pipe.close()
+
+
+def _work(pipe: Connection, job: Job, done: ctypes.c_longlong, coordinator: int) -> None:
     """A worker: pack what comes down the pipe until it ends."""
-    coordinator = os.getppid()
+    _end_with(coordinator)
     told, progress = time.monotonic(), _Progress()
 
     def tell() -> None:
@@ -150,6 +228,7 @@ def _work(pipe: Connection, job: Job) -> None:
     def on_image(refusal: Refusal | None) -> None:
         if os.getppid() != coordinator:
             raise EOFError  # it was killed, and the next build must find nobody at work
+        done.value += 1
         progress.images += 1
         if refusal is not None:
             progress.refusals.append(refusal)
@@ -161,10 +240,18 @@ def _work(pipe: Connection, job: Job) -> None:
             plan = pipe.recv()
             pack_shard(plan, job.containers, job.image_format, job.folder, on_image=on_image)
             tell()
-            pipe.send(_Idle())
+            pipe.send(_Finished())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the coordinator is gone
     except AlexshardError as error:
         pipe.send(error)
     except BaseException:
         pipe.send(RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
+
+
+def _end_with(coordinator: int) -> None:
+    """Have Linux kill this process when the coordinator ends; elsewhere it looks after every image."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != coordinator:
+        os._exit(1)  # it ended before
