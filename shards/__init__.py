@@ -3,6 +3,7 @@
 The format byte by byte is in README.md beside this file.
 """
 
+from .damage import Problem
 from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall
 from .index import ImageIndex, IndexEntry, index_text, read_index
 from .interop import braces
@@ -26,7 +27,7 @@ from .reader import ShardBytes, ShardSet, SplitIndex, find_shard_set
 from .rows import SampleRow, read_rows
 from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
 from .tar import stored_size
-from .verify import Problem, verify_shard_set
+from .verify import load_mended, verify_shard_set
 from .words import byte_size, printable
 from .writer import PART_SUFFIX, ShardWriter, appearing_whole, finish_shard_set, sync_folder, unique_part_suffix
 
@@ -74,6 +75,7 @@ __all__ = [
     "finish_shard_set",
     "index_text",
     "is_key",
+    "load_mended",
     "ppm_bytes",
     "ppm_pixels",
     "printable",

@@ -29,16 +29,16 @@ def flipped_bit(found: int, promised: int, size: int) -> tuple[int, int] | None:
         return None
     # The difference is 1 stepped k times; so j steps more meet a multiple of the giant step.
     giant = math.isqrt(bits) + 1
-    word, ahead = found ^ promised, {}
+    word = found ^ promised
+    ahead: dict[int, int] = {}
     for j in range(giant):
         ahead.setdefault(word, j)
         word = _step(word)
     factor, word = _power_of_x(giant), 1
     for multiple in range(giant, bits + giant, giant):
         word = _product(word, factor)
-        j = ahead.get(word)
-        if j is not None and 0 < multiple - j <= bits:
-            from_end = multiple - j - 1
+        if word in ahead and 0 < multiple - ahead[word] <= bits:
+            from_end = multiple - ahead[word] - 1
             return size - 1 - from_end // 8, 7 - from_end % 8
     return None
 

@@ -59,9 +59,10 @@ class FileEntry:
     sha256: str
     crc32: str  # 8 hexadecimal digits; which bit of it was flipped can be told by them
 
-    @classmethod
-    def of(cls, data: bytes) -> FileEntry:
-        return cls(len(data), hashlib.sha256(data).hexdigest(), f"{zlib.crc32(data):08x}")
+
+def file_entry(data: bytes) -> FileEntry:
+    """The entry of a file of these bytes."""
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest(), f"{zlib.crc32(data):08x}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 _MODE, _OWNER, _TIME = b"0000644\0", b"0000000\0", b"00000000000\0"
+_BEFORE_SIZE = _MODE + _OWNER + _OWNER
+_AFTER_SIZE = b"\0" + _TIME
+_AFTER_CHECKSUM = (b"0".ljust(101, b"\0") + b"ustar\x0000".ljust(72, b"\0") + _OWNER + _OWNER).ljust(356, b"\0")
+# What every header adds to its checksum, which counts its own field as eight spaces.
+_CHECKSUM = sum(_BEFORE_SIZE + _AFTER_SIZE + b" " * 8 + _AFTER_CHECKSUM)
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -19,16 +24,9 @@ def member_header(name: str, size: int) -> bytes:
     name_bytes = name.encode("ascii")
     if len(name_bytes) > 100 or not 0 <= size < 8**11:
         raise ValueError(f"ustar holds no member {name!r} of {size} bytes")
-    header = bytearray(BLOCK)
-    header[0 : len(name_bytes)] = name_bytes
-    header[100:136] = _MODE + _OWNER + _OWNER + b"%011o\0" % size
-    header[136:148] = _TIME
-    header[148:156] = b" " * 8  # the checksum counts its own field as spaces
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\x0000"
-    header[329:345] = _OWNER + _OWNER
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)
+    digits = b"%011o" % size
+    checksum = b"%06o\0 " % (sum(name_bytes) + sum(digits) + _CHECKSUM)
+    return b"".join((name_bytes.ljust(100, b"\0"), _BEFORE_SIZE, digits, _AFTER_SIZE, checksum, _AFTER_CHECKSUM))
 
 
 def padding(size: int) -> int:
@@ -43,11 +41,11 @@ def stored_size(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One regular file of a shard."""
+    """Where one regular file of a shard lies."""
 
     name: str
     offset: int  # of the first payload byte
-    payload: bytes
+    size: int  # payload bytes
 
 
 class BadMember(Exception):
@@ -58,39 +56,21 @@ class BadMember(Exception):
         self.what, self.offset = what, offset
 
 
-def walk(file: BinaryIO, on_bytes: Callable[[bytes], None]) -> Iterator[Member]:
-    """The members of a shard; every byte read is shown to `on_bytes` too, to the end of the file.
+def members(file: BinaryIO) -> Iterator[Member]:
+    """The members of a shard by its headers alone; what lies between them is not read.
 
     Raises:
-        BadMember: at the first byte that `ShardWriter` would have written otherwise. What one flipped bit can do
-            to a header, a padding or the end is found here; payloads are the caller's to check.
+        BadMember: a header is not one that `ShardWriter` would have written.
     """
-    offset = 0
-
-    def take(size: int) -> bytes:
-        nonlocal offset
-        data = file.read(size)
-        on_bytes(data)
-        if len(data) < size:
-            raise BadMember(f"ends {size - len(data)} bytes too early", offset + len(data))
-        offset += size
-        return data
-
-    while any(header := take(BLOCK)):
-        start = offset - BLOCK
+    at = 0
+    while any(header := file.read(BLOCK)):
         try:
             name = header[:100].rstrip(b"\0").decode("ascii")
             size = int(header[124:135], 8)
             if header != member_header(name, size):
                 raise ValueError
         except ValueError:
-            raise BadMember("is no tar header as this project writes it", start) from None
-        payload = take(size)
-        yield Member(name, offset - size, payload)
-        if any(take(padding(size))):
-            raise BadMember(f"the padding after {name} is not zero", offset - padding(size))
-    if header + take(BLOCK) != END_OF_ARCHIVE:
-        raise BadMember("does not end with two blocks of zeros", offset - BLOCK)
-    if on := file.read(1):
-        on_bytes(on)
-        raise BadMember("goes on after its end", offset)
+            raise BadMember("is no tar header as this project writes it", at) from None
+        yield Member(name, at + BLOCK, size)
+        at += stored_size(size)
+        file.seek(at)

@@ -30,12 +30,12 @@ from .manifest import (
     SAMPLES_NAME,
     SUMS_NAME,
     ClassEntry,
-    FileEntry,
     ImageFormat,
     Manifest,
     ShardEntry,
     SplitEntry,
     Statistics,
+    file_entry,
     sums_text,
 )
 from .naming import ShardName, is_key
@@ -197,7 +197,7 @@ def finish_shard_set(
         INFO_NAME: info_text(splits).encode("ascii"),
         CLASSES_NAME: classes_text(classes).encode("utf-8"),
     }
-    entries = {name: FileEntry.of(data) for name, data in files.items()}
+    entries = {name: file_entry(data) for name, data in files.items()}
     sums = sums_text(splits, entries).encode("ascii")
     manifest = Manifest(
         image=image,

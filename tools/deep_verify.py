@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from ..shards import NO_LABEL, Problem, ShardSet, SplitIndex
+from ..shards import NO_LABEL, Problem, ShardBytes, ShardSet, SplitIndex
 
 
 def deep_verify(shard_set: ShardSet, *, on_samples: Callable[[int], None] = lambda _number: None) -> list[Problem]:
     """Read every sample with webdataset, decode it, and compare key, label and size with what the set promises.
+
+    The stored bytes of each image are held against the CRC-32 that was noted when it was packed.
 
     Args:
         shard_set: an opened set.
@@ -69,6 +72,12 @@ def _check_shard(
         if image_size != (side, side):
             report(key, f"decodes to {image_size[0]}×{image_size[1]} pixels, not {side}×{side}")
     reported = {problem.key for problem in problems}
+    with ShardBytes(index) as stored:
+        for position in positions:
+            key = index.keys[position]
+            if key not in reported and zlib.crc32(stored.bytes_of(position)) != index.crc32[position]:
+                reported.add(key)
+                report(key, "its image has another CRC-32 than samples.tsv says")
     for key in expected.keys() - set(read) - reported:
         report(key, "webdataset does not give this sample")
     if len(read) != len(set(read)):

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from alexshard.shards import BadManifest, verify_shard_set
+from alexshard.shards import BadManifest, Problem, verify_shard_set
+from alexshard.shards.damage import manifest_damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import Tiny
+from .conftest import Tiny, early_set
 
 
 def test_a_sound_set_has_no_problems(tiny: Tiny) -> None:
     checked: list[str] = []
 
     assert verify_shard_set(tiny.path, on_file=lambda name, _size: checked.append(name)) == []
-    assert {"train-000000.tar", "train-000000.idx", "samples.tsv", "mean_image.npy"} <= set(checked)
+    assert {"train-000000.tar", "samples.tsv", "mean_image.npy"} <= set(checked)
 
 
 def test_sha256sum_agrees_with_the_set(tiny: Tiny) -> None:
@@ -27,71 +30,146 @@ def test_sha256sum_agrees_with_the_set(tiny: Tiny) -> None:
     assert (done.returncode, done.stdout.count(": OK")) == (0, 11)
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(data=st.data())
-def test_every_flipped_bit_is_found_and_its_file_named(tiny: Tiny, data: st.DataObject) -> None:
-    """Damages the set in place and mends it after, since 400 copies of it would take longer than the check."""
-    name = data.draw(st.sampled_from(sorted(path.name for path in tiny.path.iterdir())))
-    path = tiny.path / name
+@contextmanager
+def damaged(path: Path, data: bytes) -> Iterator[None]:
+    """The file with other bytes; mended after, since a copy of the set would take longer than the check."""
     whole = path.read_bytes()
-    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
-    damaged = bytearray(whole)
-    damaged[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(damaged)
+    path.write_bytes(data)
     try:
-        if name == "manifest.json":
-            with pytest.raises(BadManifest):
-                verify_shard_set(tiny.path)
-        else:
-            assert name in {problem.file for problem in verify_shard_set(tiny.path)}
+        yield
     finally:
         path.write_bytes(whole)
 
 
-def test_a_damaged_image_is_named_with_its_offset_and_key(tiny: Tiny, tmp_path: Path) -> None:
-    copy = tmp_path / "set"
-    shutil.copytree(tiny.path, copy)
-    shard = bytearray((copy / "train-000000.tar").read_bytes())
-    shard[512 + 100] ^= 1
-    (copy / "train-000000.tar").write_bytes(shard)
-
-    first = verify_shard_set(copy)[0]
-
-    assert (first.file, first.offset, first.key) == ("train-000000.tar", 512, "train_0_0")
-    assert "CRC-32" in str(first)
+def places(path: Path) -> list[tuple[str, int | None]]:
+    return [(problem.file, problem.offset) for problem in verify_shard_set(path)]
 
 
-def test_a_truncated_shard_is_named_with_the_byte_where_it_ends(tiny: Tiny, tmp_path: Path) -> None:
-    copy = tmp_path / "set"
-    shutil.copytree(tiny.path, copy)
-    shard = copy / "train-000000.tar"
-    shard.write_bytes(shard.read_bytes()[:3000])
-
-    problems = [problem for problem in verify_shard_set(copy) if problem.file == shard.name]
-
-    assert [(problem.offset, problem.what) for problem in problems] == [(3000, "ends 72 bytes too early")]
+def with_flip(data: bytes, bit: int) -> bytes:
+    copy = bytearray(data)
+    copy[bit // 8] ^= 1 << bit % 8
+    return bytes(copy)
 
 
-def test_two_swapped_labels_are_found(tiny: Tiny, tmp_path: Path) -> None:
-    copy = tmp_path / "set"
-    shutil.copytree(tiny.path, copy)
-    text = (copy / "samples.tsv").read_text(encoding="utf-8", errors="surrogateescape")
-    (copy / "samples.tsv").write_text(text.replace("train_0_0\t0", "train_0_0\t1"), encoding="utf-8")
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_every_flipped_bit_is_one_problem_that_names_its_file_and_byte(tiny: Tiny, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(path.name for path in tiny.path.iterdir())))
+    whole = (tiny.path / name).read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
 
-    found = "\n".join(map(str, verify_shard_set(copy)))
+    with damaged(tiny.path / name, with_flip(whole, bit)):
+        assert places(tiny.path) == [(name, bit // 8)]
 
-    assert "sample train_0_0: is labelled b'0', samples.tsv says 1" in found
+
+@pytest.mark.parametrize("name", ["val-000000.idx", "quarantine.jsonl", "classes.txt"])
+def test_no_byte_of_a_small_file_is_an_exception(tiny: Tiny, name: str) -> None:
+    whole = (tiny.path / name).read_bytes()
+    for byte in range(len(whole)):
+        with damaged(tiny.path / name, with_flip(whole, 8 * byte + byte % 8)):
+            assert places(tiny.path) == [(name, byte)]
+
+
+def test_no_bit_of_the_manifest_is_an_exception(tiny: Tiny) -> None:
+    whole = (tiny.path / "manifest.json").read_bytes()
+    for bit in range(0, 8 * len(whole), 11):  # coprime to 8: every place in a byte, and every byte
+        damage = manifest_damage(with_flip(whole, bit))
+
+        assert damage is not None
+        assert (damage.offset, damage.mended) == (bit // 8, whole)
+
+
+def test_a_flipped_bit_of_the_manifest_hides_no_other_damage(tiny: Tiny) -> None:
+    manifest, shard = tiny.path / "manifest.json", tiny.path / "train-000001.tar"
+    in_a_digest = manifest.read_bytes().index(b"sha256") + 12
+    with (
+        damaged(manifest, with_flip(manifest.read_bytes(), 8 * in_a_digest)),
+        damaged(shard, with_flip(shard.read_bytes(), 8 * 600 + 3)),
+    ):
+        assert places(tiny.path) == [("manifest.json", in_a_digest), ("train-000001.tar", 600)]
+
+
+def test_a_manifest_with_more_than_one_wrong_bit_is_refused(tiny: Tiny) -> None:
+    path = tiny.path / "manifest.json"
+    with damaged(path, with_flip(with_flip(path.read_bytes(), 40), 99)), pytest.raises(BadManifest):
+        verify_shard_set(tiny.path)
+
+
+def first(path: Path) -> Problem:
+    return verify_shard_set(path)[0]
+
+
+def test_a_flipped_bit_of_an_image_is_told_with_key_and_bit(tiny: Tiny) -> None:
+    shard = tiny.path / "train-000000.tar"
+    was = shard.read_bytes()[612]
+    with damaged(shard, with_flip(shard.read_bytes(), 8 * 612 + 5)):
+        assert str(first(tiny.path)) == (
+            "train-000000.tar at byte 612, sample train_0_0: in its image, "
+            f"bit 5 is flipped: 0x{was ^ 32:02x} where 0x{was:02x} was written"
+        )
+
+
+def test_an_image_with_more_wrong_bits_is_named_by_its_first_byte(tiny: Tiny) -> None:
+    shard = tiny.path / "train-000000.tar"
+    with damaged(shard, with_flip(with_flip(shard.read_bytes(), 8 * 600), 8 * 650)):
+        problem = first(tiny.path)
+
+    assert (problem.file, problem.offset, problem.key) == (shard.name, 512, "train_0_0")
+    assert "more than one bit is wrong" in problem.what
+
+
+def test_damage_in_several_places_of_a_shard_is_told_of_each(tiny: Tiny) -> None:
+    shard = tiny.path / "train-000000.tar"
+    data = shard.read_bytes()
+    for byte in (3, 600, 1024 + 148, 5000):  # header, image, header of the label, another sample
+        data = with_flip(data, 8 * byte)
+    with damaged(shard, data):
+        assert [offset for _, offset in places(tiny.path)] == [3, 600, 1172, 5000]
+
+
+def test_of_a_shard_that_is_wrong_everywhere_the_first_places_are_told(tiny: Tiny) -> None:
+    shard = tiny.path / "train-000000.tar"
+    with damaged(shard, bytes(len(shard.read_bytes()))):
+        told = verify_shard_set(tiny.path)
+
+    assert len(told) == 11
+    assert (told[0].offset, told[-1].what) == (0, "is wrong in 2 more places")
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "val-000000.idx", "samples.tsv", "SHA256SUMS", "_info.json"])
+def test_a_truncated_file_is_named_with_the_byte_where_it_ends(tiny: Tiny, name: str) -> None:
+    whole = (tiny.path / name).read_bytes()
+    with damaged(tiny.path / name, whole[:-9]):
+        assert places(tiny.path) == [(name, len(whole) - 9)]
+        assert first(tiny.path).what == "ends 9 bytes too early"
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "val-000000.idx", "samples.tsv", "SHA256SUMS", "_info.json"])
+def test_an_extended_file_is_named_with_the_byte_where_it_should_end(tiny: Tiny, name: str) -> None:
+    whole = (tiny.path / name).read_bytes()
+    with damaged(tiny.path / name, whole + b"\0"):
+        assert places(tiny.path) == [(name, len(whole))]
+
+
+@pytest.mark.parametrize("names", [("train-000000.tar", "train-000001.tar"), ("samples.tsv", "classes.txt")])
+def test_two_swapped_files_are_both_named(tiny: Tiny, names: tuple[str, str]) -> None:
+    one, other = (tiny.path / name for name in names)
+    first_bytes, other_bytes = one.read_bytes(), other.read_bytes()
+    with damaged(one, other_bytes), damaged(other, first_bytes):
+        assert {file for file, _ in places(tiny.path)} == set(names)
 
 
 @pytest.mark.parametrize(
-    "name", ["train-000001.tar", "val-000000.idx", "samples.tsv", "mean_image.npy", "SHA256SUMS"]
+    "name", ["train-000001.tar", "val-000000.idx", "samples.tsv", "mean_image.npy", "SHA256SUMS", "classes.txt"]
 )
-def test_a_missing_file_is_a_problem_not_a_crash(tiny: Tiny, tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_one_problem(tiny: Tiny, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "set"
     shutil.copytree(tiny.path, copy)
     (copy / name).unlink()
 
-    assert name in {problem.file for problem in verify_shard_set(copy)}
+    assert [str(problem) for problem in verify_shard_set(copy)] == [
+        f"{name}: cannot be read: No such file or directory"
+    ]
 
 
 def test_a_shard_that_the_manifest_does_not_know_is_a_problem(tiny: Tiny, tmp_path: Path) -> None:
@@ -102,3 +180,21 @@ def test_a_shard_that_the_manifest_does_not_know_is_a_problem(tiny: Tiny, tmp_pa
     assert [str(problem) for problem in verify_shard_set(copy)] == [
         "train-000002.tar: is not in the manifest, so no reader will find it"
     ]
+
+
+def test_index_and_shard_damaged_together_are_both_named(tiny: Tiny) -> None:
+    index, shard = tiny.path / "train-000000.idx", tiny.path / "train-000000.tar"
+    with (
+        damaged(index, with_flip(index.read_bytes(), 100)),
+        damaged(shard, with_flip(shard.read_bytes(), 8 * 1024)),  # a header: the rest cannot be found
+    ):
+        assert places(tiny.path) == [("train-000000.idx", None), ("train-000000.tar", 1024)]
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "val-000000.idx", "samples.tsv", "SHA256SUMS"])
+def test_a_set_of_an_early_build_is_verified_too(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    early = early_set(tiny.path, tmp_path / "early")
+
+    assert verify_shard_set(early) == []
+    with damaged(early / name, with_flip((early / name).read_bytes(), 100)):
+        assert {file for file, _ in places(early)} == {name}
