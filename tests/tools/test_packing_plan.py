@@ -133,7 +133,7 @@ def test_small_sets_have_shards_for_several_workers(num_samples, shards):
 
 def test_the_size_of_a_raw_sample_is_exact(tmp_path):
     image = ImageFormat(40, "raw")
-    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels = np.zeros((40, 40, 4), np.uint8)
     with ShardWriter(tmp_path, ShardName(Split.TRAIN, 0)) as writer:
         for key in KEYS[:10]:
             writer.write(Sample(key, 1, encoded(pixels, image), "ppm"))

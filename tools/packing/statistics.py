@@ -21,6 +21,11 @@ from ...shards import Statistics, appearing_whole
 
 T = TypeVar("T")
 
+try:
+    from . import _square
+except ImportError:  # no compiler was there
+    _square = None  # type: ignore[assignment]
+
 # Of 256 products of two bytes the sum is below 2**24, so a float32 dot product of them is exact in any order.
 _EXACT_LENGTH = 256
 _PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
@@ -37,11 +42,6 @@ class PixelSums:
     @classmethod
     def zero(cls, side: int) -> PixelSums:
         return cls(0, np.zeros((side, side, 3), np.int64), np.zeros((3, 3), np.int64))
-
-    def add_image(self, pixels_HWC: NDArray[np.uint8]) -> None:
-        self.images += 1
-        np.add(self.image, pixels_HWC, out=self.image)
-        self.products += channel_products(pixels_HWC)
 
     def add(self, other: PixelSums) -> None:
         self.images += other.images
@@ -79,18 +79,40 @@ class PixelSums:
         )
 
 
+class SquareSums:
+    """The sums of squares as they are packed, one after the other; up to 16 million of them."""
+
+    def __init__(self, side: int) -> None:
+        self._images = 0
+        self._image = np.zeros((side, side, 4), np.uint32)
+        self._products = np.zeros(len(_PAIRS), np.int64)
+
+    def add(self, square_HWX: NDArray[np.uint8]) -> None:
+        """Add one square, RGBX (side, side, 4)."""
+        self._images += 1
+        if _square is not None:
+            _square.add(square_HWX, self._image, self._products)
+        else:
+            np.add(self._image, square_HWX, out=self._image)
+            self._products += channel_products(square_HWX[..., :3])
+
+    def total(self) -> PixelSums:
+        """What was added until now."""
+        products = np.empty((3, 3), np.int64)
+        for (c, d), product in zip(_PAIRS, self._products, strict=True):
+            products[c, d] = products[d, c] = product
+        return PixelSums(self._images, self._image[..., :3].astype(np.int64), products)
+
+
 def channel_products(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Sums of products of every two channels over an image, shape (3, 3), exact."""
+    """Sums of products of the pairs RR, RG, RB, GG, GB, BB over an image, shape (6,), exact."""
     flat = pixels_HWC.reshape(-1, 3)
     padded = -(-len(flat) // _EXACT_LENGTH) * _EXACT_LENGTH
     planes = np.zeros((3, padded), np.float32)
     planes[:, : len(flat)] = flat.T
     rows = planes.reshape(3, -1, _EXACT_LENGTH)
-    products = np.empty((3, 3), np.int64)
-    for c, d in _PAIRS:
-        dots = np.matmul(rows[c][:, None, :], rows[d][:, :, None])
-        products[c, d] = products[d, c] = int(dots.sum(dtype=np.float64))  # exact: far below 2**53
-    return products
+    dots = [np.matmul(rows[c][:, None, :], rows[d][:, :, None]) for c, d in _PAIRS]
+    return np.array([dot.sum(dtype=np.float64) for dot in dots]).astype(np.int64)  # exact: far below 2**53
 
 
 def principal_components(

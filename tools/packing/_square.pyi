@@ -1,0 +1,25 @@
+"""The inner loops of packing, in C; see image.py and statistics.py."""
+
+from typing import TypeAlias
+
+from typing_extensions import Buffer
+
+Filter: TypeAlias = tuple[Buffer, Buffer, int]  # starts int32 (side,), weights int16 (side, taps), bits
+
+def resample(
+    source: Buffer,  # uint8 (height, width, 4)
+    width: int,
+    side: int,
+    across: Filter,
+    down: Filter,
+    rows: tuple[int, int],  # first and number of the source rows that are read
+    buffer: Buffer,  # side × 8 bytes for each, their number rounded up to four
+    out: Buffer,  # uint8 (side, side, 4)
+    /,
+) -> None: ...
+def add(
+    pixels: Buffer,  # uint8 (N, 4)
+    image: Buffer,  # uint32 (N, 4): each byte is added
+    products: Buffer,  # int64 (6,): RR, RG, RB, GG, GB, BB of all pixels are added
+    /,
+) -> None: ...
