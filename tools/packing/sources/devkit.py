@@ -7,7 +7,6 @@ source  readme.txt of the development kits of 2010 and 2012
 
 from __future__ import annotations
 
-import io
 import re
 import zlib
 from collections.abc import Collection, Iterator
@@ -18,8 +17,11 @@ from ....shards import ClassEntry, Split
 from ..tar import Kind, members
 from .archive import in_memory
 from .listing import BadSource
+from .matfile import Value, struct_array
 
 DEVKIT_LIMIT = 256_000_000  # bytes of an inflated kit; the real ones have a few million
+TRUTH_LIMIT = 4_000_000  # bytes of a list of ids; the longest real one, of 150,000 lines, has 700,000
+_AGAIN = "download the development kit again"
 _TRUTH_NAME = re.compile(r"ILSVRC(?P<year>\d{4})_(?P<split>validation|test)_ground_truth\.txt")
 _SPLITS = {"validation": Split.VAL, "test": Split.TEST}
 
@@ -104,7 +106,7 @@ def _in_archives(source: Path) -> Iterator[tuple[str, str, bytes]]:
     for path in sorted(source.iterdir()):
         if not (is_devkit(path.name) and path.name.endswith((".tar", ".tar.gz", ".tgz")) and path.is_file()):
             continue
-        tar = path.read_bytes() if path.stat().st_size <= DEVKIT_LIMIT else b""
+        tar = _read(path, path.name)
         if tar.startswith(b"\x1f\x8b"):
             tar = _inflated(tar, path.name)
         archive = in_memory(tar)
@@ -114,15 +116,21 @@ def _in_archives(source: Path) -> Iterator[tuple[str, str, bytes]]:
                 yield f"{path.name}/{member.name}", name, tar[member.offset : member.offset + member.size]
 
 
+def _read(path: Path, where: str) -> bytes:
+    if path.stat().st_size > DEVKIT_LIMIT:
+        raise BadSource(f"{where} has more than the {DEVKIT_LIMIT:,} bytes of a development kit", remedy=_AGAIN)
+    return path.read_bytes()
+
+
 def _inflated(data: bytes, where: str) -> bytes:
     inflater = zlib.decompressobj(wbits=31)
     try:
         tar = inflater.decompress(data, DEVKIT_LIMIT)
     except zlib.error as error:
-        raise BadSource(f"{where} is damaged: {error}", remedy="download the development kit again") from None
+        raise BadSource(f"{where} is damaged: {error}", remedy=_AGAIN) from None
     if inflater.unconsumed_tail or not inflater.eof:
         what = "inflates to more than a development kit has" if inflater.unconsumed_tail else "is cut"
-        raise BadSource(f"{where} {what}", remedy="download the development kit again")
+        raise BadSource(f"{where} {what}", remedy=_AGAIN)
     return tar
 
 
@@ -134,43 +142,49 @@ def _lying_open(source: Path) -> Iterator[tuple[str, str, bytes]]:
         if folder.is_dir():
             for path in sorted(folder.iterdir()):
                 if _wanted(path.name) and path.is_file():
-                    yield path.relative_to(source).as_posix(), path.name, path.read_bytes()
+                    where = path.relative_to(source).as_posix()
+                    yield where, path.name, _read(path, where)
 
 
 def _synsets(data: bytes, where: str) -> tuple[str, dict[str, Synset]]:
     """The year of a table, and its synsets by wnid."""
-    # Imported late: SciPy takes a while, and most sources and all workers do without it.
-    import numpy as np
-    from scipy.io import loadmat
-
     try:
-        content = loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])
-        table = np.atleast_1d(content["synsets"])
-        id_field = next(name for name in table.dtype.names or () if re.fullmatch(r"ILSVRC\d{4}_ID", name))
+        table = struct_array(data, "synsets")
+        id_field = next((name for name in (table or [{}])[0] if re.fullmatch(r"ILSVRC\d{4}_ID", name)), None)
+        if id_field is None:
+            raise ValueError("it has no field of ids")
         return id_field[6:10], {
             str(row["WNID"]): Synset(
                 wnid=str(row["WNID"]),
-                devkit_id=int(row[id_field]),
+                devkit_id=_whole(row[id_field]),
                 words=str(row["words"]),
-                is_leaf=int(row["num_children"]) == 0,
+                is_leaf=_whole(row["num_children"]) == 0,
             )
             for row in table
         }
-    except Exception as error:  # SciPy raises whatever its parser stumbled on
+    except Exception as error:  # whatever the parser stumbles on: the file is no table, which is all one can say
         raise BadSource(
-            f"{where} is no table of synsets: {error or type(error).__name__}",
+            f"{where} is no table of synsets: {str(error) or type(error).__name__}",
             where=where,
             why="classes, their words and the ids of the ground truth are read from it",
             remedy="download the development kit of this edition again",
         ) from None
 
 
+def _whole(value: Value) -> int:
+    if not isinstance(value, float) or not value.is_integer():
+        raise ValueError(f"{value!r:.40} is no whole number")
+    return int(value)
+
+
 def _ids(data: bytes, where: str) -> list[int]:
     try:
+        if len(data) > TRUTH_LIMIT:
+            raise ValueError(f"it has {len(data):,} bytes, and a list has up to {TRUTH_LIMIT:,}")
         return [int(line) for line in data.split()]
     except ValueError as error:
         raise BadSource(
-            f"{where} is no list of devkit ids: {error}",
+            f"{where} is no list of devkit ids: {error!s:.200}",
             why="labels are read from it",
             remedy="take the file from the development kit again",
         ) from None
