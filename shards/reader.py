@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,6 +163,13 @@ def find_shard_set(path: Path) -> Path:
     if (path / MANIFEST_NAME).is_file():
         return path
     if not path.is_dir():
+        # A path keeps one of the slashes of an address, and no message shows what may be a password.
+        if not path.exists() and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]+(?=:/)", str(path))):
+            raise NoShardSet(
+                f"{scheme[0]}://{str(path).partition(':/')[2].rpartition('@')[2].lstrip('/')} lies in a store",
+                why="shard sets are read from folders of this machine",
+                remedy="copy it here first, with any tool: the objects below the prefix are the files of the set",
+            )
         what = "is no folder" if path.exists() else "does not exist"
         raise NoShardSet(
             f"{path} {what}, so it is no shard set", remedy="alexshard build SOURCE makes one under shards/"

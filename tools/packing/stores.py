@@ -34,7 +34,11 @@ _OBJECT_STORES = {*_S3, *_GOOGLE, "az", "abfs", "abfss", "adl", "oci", "oss", "m
 _EXTRAS = {**dict.fromkeys(_S3, "alexshard[s3]"), **dict.fromkeys(_GOOGLE, "alexshard[gcs]")}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _MD5 = re.compile(r"[0-9a-f]{32}(-\d+)?")
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+# The libraries of the stores are known by the names of their errors, since they need not be installed.
+_NO_CREDENTIALS = {
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
+    *("DefaultCredentialsError", "RefreshError"),
+}
 _NO_SERVER = {"EndpointConnectionError", "ClientConnectorError", "ConnectTimeoutError"}
 
 
@@ -315,7 +319,7 @@ class Store:
             except PermissionError as error:
                 raise self._refused(what, name, error) from None
             except Exception as error:
-                if type(error).__name__ in _NO_CREDENTIALS:
+                if _is_refusal(error):
                     raise self._refused(what, name, error) from None
                 if type(error).__name__ == "ParamValidationError":
                     raise WrongCall(f"{self.shown}: {self._said(error)}", remedy="mend the address") from None
@@ -355,6 +359,15 @@ class Store:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return " ".join(masked(text).split())
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a store's words mean that this user may not; gcsfs has no PermissionError for that."""
+    return (
+        type(error).__name__ in _NO_CREDENTIALS
+        or str(getattr(error, "code", "")) in {"401", "403"}
+        or str(error).startswith("Forbidden")
+    )
 
 
 def _secrets(address: str) -> list[str]:
