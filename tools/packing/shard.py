@@ -105,9 +105,9 @@ def pack_shard(
         SourceReader(containers) as source,
     ):
         ready = _Spool(file)
-        for sample in source_order(plan.samples):
+        for sample, read in source.read_all(source_order(plan.samples)):
             try:
-                pixels, notes = decode(source.read(sample))
+                pixels, notes = decode(read())
             except BadImage as bad:
                 label = containers[sample.container].label
                 refusals[sample.key] = Refusal(split.value, label, sample.name, bad.what)
