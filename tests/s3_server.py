@@ -169,6 +169,11 @@ class FaultProxy:
             if isinstance(fault, Hold):
                 fault.release()
 
+    def spent(self) -> bool:
+        """Whether every fault has met all the requests that it should."""
+        with self._lock:
+            return not any(fault.times for fault in self._faults)
+
     def fault(self, method: str, path: str) -> Fault | None:
         with self._lock:
             return next((fault for fault in self._faults if fault.meets(method, path)), None)

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from alexshard.shards import AlexshardError, ShardName, Split, WrongCall
 from alexshard.tools.packing import publish
+from alexshard.tools.packing.patience import is_address, masked
 from alexshard.tools.packing.publish import MARK_NAME, Mark, Publisher, check_prefix, publishing
-from alexshard.tools.packing.stores import Store, is_address, local_name, masked
+from alexshard.tools.packing.stores import Store, local_name
 
 from tests.conftest import run
 from tests.s3_server import S3, Cut, CutRequest, Hold, Slow, Spoil, Status

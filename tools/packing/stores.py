@@ -2,9 +2,7 @@
 
 A name appears in a store whole or not at all. S3, Google's and Azure's stores do so by themselves, also for
 uploads in parts; where a store keeps plain files (file://, sftp://) they go under a temporary name and are moved.
-
-What fails for a moment (5xx, cut connections, time-outs) is tried again, with growing pauses; what will not get
-better by itself (no such bucket, no permission) is told at once. Secrets of an address reach no message: `masked`.
+What fails is tried again where that may help (patience.py).
 """
 
 from __future__ import annotations
@@ -13,51 +11,23 @@ import base64
 import hashlib
 import os
 import re
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from ...shards import AlexshardError, WrongCall
+from .patience import PAUSES_S, Patience, masked
 
-T = TypeVar("T")
-
-PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between five attempts; a store that is down for longer is told to the user
 PART_BYTES = 16 * 2**20  # of an upload in parts; a thread holds two of them
 CONNECT_S, ANSWER_S = 10, 60  # S3 may take most of a minute to put the parts of an upload together
 _S3 = {"s3", "s3a"}
 _GOOGLE = {"gs", "gcs"}
 _OBJECT_STORES = {*_S3, *_GOOGLE, "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
 _EXTRAS = {**dict.fromkeys(_S3, "alexshard[s3]"), **dict.fromkeys(_GOOGLE, "alexshard[gcs]")}
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _MD5 = re.compile(r"[0-9a-f]{32}(-\d+)?")
-# The libraries of the stores are known by the names of their errors, since they need not be installed.
-_NO_CREDENTIALS = {
-    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
-    *("DefaultCredentialsError", "RefreshError"),
-}
-_NO_SERVER = {"EndpointConnectionError", "ClientConnectorError", "ConnectTimeoutError"}
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is the address of a store, rather than a folder.
-
-    >>> is_address("s3://bucket/prefix"), is_address("shards/s3"), is_address("/data/a:b")
-    (True, False, False)
-    """
-    return _ADDRESS.match(text) is not None
-
-
-def masked(address: str) -> str:
-    """An address as messages show it: without user, password and what follows a question mark.
-
-    >>> masked("sftp://me:secret@host/sets/a"), masked("https://host/a?token=secret"), masked("s3://bucket/a")
-    ('sftp://***@host/sets/a', 'https://host/a?***', 's3://bucket/a')
-    """
-    return re.sub(r"\?.*", "?***", re.sub(r"://[^/]*@", "://***@", address), flags=re.DOTALL)
 
 
 def local_name(address: str) -> str:
@@ -82,10 +52,8 @@ class Store:
     """
 
     def __init__(self, address: str, *, pauses: tuple[float, ...] = PAUSES_S, answer_s: float = ANSWER_S) -> None:
-        self.shown = masked(address).rstrip("/")
-        self._secrets = _secrets(address)
-        self._pauses = pauses
-        self._stopped = threading.Event()
+        self._patience = Patience(address, pauses=pauses)
+        self.shown = self._patience.shown
         self.protocol = address.partition("://")[0].lower()
         self._fs, self._path = self._opened(address, answer_s)
         self.atomic = self.protocol in _OBJECT_STORES
@@ -117,23 +85,23 @@ class Store:
         except ImportError as error:
             extra = _EXTRAS.get(self.protocol)
             raise WrongCall(
-                f"{self.shown} needs a library that is not installed: {self._said(error)}",
+                f"{self.shown} needs a library that is not installed: {self._patience.said(error)}",
                 remedy=f"pip install '{extra}'" if extra else "install what fsspec asks for",
             ) from None
         except ValueError as error:
             raise WrongCall(
-                f"{self.shown} is no address of a store: {self._said(error)}",
+                f"{self.shown} is no address of a store: {self._patience.said(error)}",
                 remedy="s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, or another that fsspec knows",
             ) from None
         except Exception as error:
-            raise self._unreachable(error) from None
+            raise self._patience.unreachable(error) from None
         if self.protocol in _S3:
             fs.retries = 2
         return fs, path.rstrip("/")
 
     def stop(self) -> None:
         """Nothing is tried again from here on."""
-        self._stopped.set()
+        self._patience.stop()
 
     # What is there ---------------------------------------------------------------------------------------------
 
@@ -152,7 +120,7 @@ class Store:
             return list(self._fs.ls(path, detail=True))
 
         try:
-            entries = self._patiently("list", "", ask)
+            entries = self._patience.run("list", "", ask)
         except FileNotFoundError:
             return None
         start = self._path.strip("/") + "/"
@@ -167,7 +135,7 @@ class Store:
 
     def _check_bucket(self) -> None:
         bucket = self._path.split("/")[0]
-        if self.protocol in _EXTRAS and not self._patiently("look for", "", lambda: self._fs.exists(bucket)):
+        if self.protocol in _EXTRAS and not self._patience.run("look for", "", lambda: self._fs.exists(bucket)):
             raise WrongCall(
                 f"there is no bucket {bucket}, or its existence is kept from you",
                 where=self.shown,
@@ -180,13 +148,13 @@ class Store:
             return dict(self._fs.info(self._at(name)))
 
         try:
-            return _stored(self._patiently("look at", name, ask))
+            return _stored(self._patience.run("look at", name, ask))
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes | None:
         try:
-            return bytes(self._patiently("read", name, lambda: self._fs.cat_file(self._at(name))))
+            return bytes(self._patience.run("read", name, lambda: self._fs.cat_file(self._at(name))))
         except FileNotFoundError:
             return None
 
@@ -203,7 +171,7 @@ class Store:
             self._fs.pipe_file(self._at(name), data, **({"mode": "create"} if new and known else {}))
 
         try:
-            self._patiently("write", name, put)
+            self._patience.run("write", name, put)
         except FileExistsError:
             # Ours, if the answer to the first attempt was lost and the second met its work.
             return self.read(name) == data
@@ -236,9 +204,9 @@ class Store:
             return self._compared(file, self._fs.info(self._at(name)))
 
         try:
-            return self._patiently("upload", name, send)
+            return self._patience.run("upload", name, send)
         except FileNotFoundError as error:  # the file, or the bucket, since the build began
-            raise self._failed("upload", name, error) from None
+            raise self._patience.failed("upload", name, error) from None
 
     def move(self, old: str, new: str) -> Stored:
         """Copy a stored file to another name; the old one stays until `remove`, so that nothing can be lost."""
@@ -251,11 +219,11 @@ class Store:
                 raise OSError(f"the copy has {stored.bytes:,} bytes, the original {source.bytes:,}")
             return stored
 
-        return self._patiently("copy", new, copy)
+        return self._patience.run("copy", new, copy)
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
-            self._patiently("remove", name, lambda: self._fs.rm_file(self._at(name)))
+            self._patience.run("remove", name, lambda: self._fs.rm_file(self._at(name)))
         folder = PurePosixPath(name).parent
         if not self.atomic and str(folder) != ".":
             with suppress(Exception):  # others may use it
@@ -269,7 +237,7 @@ class Store:
         start = key + "/" if key else ""
         where = {"Bucket": bucket, "Prefix": start}
         try:
-            found = self._patiently("list", "", lambda: self._fs.call_s3("list_multipart_uploads", **where))
+            found = self._patience.run("list", "", lambda: self._fs.call_s3("list_multipart_uploads", **where))
         except (AlexshardError, OSError):
             return  # not everybody may list them, and the bucket's owner can have them dropped by a rule
         for upload in found.get("Uploads", []):
@@ -306,76 +274,6 @@ class Store:
             if stored.tag != promised:
                 raise OSError(f"the store has other bytes: its sum is {stored.tag}, ours {promised}")
         return stored
-
-    def _patiently(self, what: str, name: str, action: Callable[[], T]) -> T:
-        """Do it, and again while it may get better; FileNotFoundError and FileExistsError go to the caller."""
-        for pause in (*self._pauses, None):
-            try:
-                return action()
-            except (FileNotFoundError, FileExistsError, AlexshardError):
-                raise
-            except (TypeError, AttributeError, NotImplementedError, AssertionError):
-                raise  # ours to mend, and no better the next time
-            except PermissionError as error:
-                raise self._refused(what, name, error) from None
-            except Exception as error:
-                if _is_refusal(error):
-                    raise self._refused(what, name, error) from None
-                if type(error).__name__ == "ParamValidationError":
-                    raise WrongCall(f"{self.shown}: {self._said(error)}", remedy="mend the address") from None
-                if pause is None or self._stopped.wait(pause):
-                    raise self._failed(what, name, error) from None
-        raise AssertionError("the last attempt returns or raises")
-
-    def _refused(self, what: str, name: str, error: Exception) -> WrongCall:
-        return WrongCall(
-            f"may not {what} {self._shown(name)}: {self._said(error)}",
-            why="a build lists, reads, writes and removes objects below its prefix",
-            remedy="mend the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...) "
-            "or ask for the permission",
-        )
-
-    def _failed(self, what: str, name: str, error: Exception) -> AlexshardError:
-        if type(error).__name__ in _NO_SERVER:
-            return self._unreachable(error)
-        return AlexshardError(
-            f"cannot {what} {self._shown(name)}: {self._said(error)}",
-            why=f"{len(self._pauses) + 1} attempts over {sum(self._pauses):.0f} s and more have failed",
-            remedy="when the store is well again, the same command continues",
-        )
-
-    def _unreachable(self, error: Exception) -> AlexshardError:
-        return AlexshardError(
-            f"{self.shown} cannot be reached: {self._said(error)}",
-            remedy="mend the network or the endpoint (AWS_ENDPOINT_URL); then the same command continues",
-        )
-
-    def _shown(self, name: str) -> str:
-        return f"{self.shown}/{name}" if name else self.shown
-
-    def _said(self, error: Exception) -> str:
-        """The words of a library, without secrets and on one line."""
-        text = str(error) or type(error).__name__
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return " ".join(masked(text).split())
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether a store's words mean that this user may not; gcsfs has no PermissionError for that."""
-    return (
-        type(error).__name__ in _NO_CREDENTIALS
-        or str(getattr(error, "code", "")) in {"401", "403"}
-        or str(error).startswith("Forbidden")
-    )
-
-
-def _secrets(address: str) -> list[str]:
-    """Parts of an address that no message may show, longest first."""
-    parts = urlsplit(address)
-    values = [pair.partition("=")[2] for pair in parts.query.split("&")]
-    found = {parts.netloc.rpartition("@")[0], parts.password or "", parts.query, *values}
-    return sorted(found - {""}, key=len, reverse=True)
 
 
 def _stored(info: dict[str, Any]) -> Stored:
