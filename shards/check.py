@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,15 @@ from .contents import Stored, read_members, wrong_bytes
 from .damage import Problem, difference
 from .index import VERSION, index_text
 from .manifest import SAMPLES_NAME, ImageFormat, ShardEntry
-from .naming import ShardName, is_key
+from .naming import ShardName
 from .sample import LABEL_EXTENSION
 from .tar import BLOCK, BadMember, stored_size
 
 _MOST_PLACES = 10  # that are told of one shard
-_LABEL = re.compile(rb"[0-9]{1,9}")
-_CRC32 = re.compile(rb"[0-9a-f]{8}\n")
+# A line of samples.tsv whose key is one, with key, label, split, shard, note and CRC-32.
+_LINE = re.compile(
+    rb"([A-Za-z0-9_][A-Za-z0-9_-]*)\t([0-9]{0,9})\t([a-z]+)\t([^\t]+)\t[^\t]*\t([^\t]*)\t([0-9a-f]{8})\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,7 @@ class ShardFindings:
     patched: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """What a row of samples.tsv says of the bytes of its sample."""
 
     key: str
@@ -73,28 +75,23 @@ def check_shard(task: ShardTask, on_bytes: Callable[[], object]) -> ShardFinding
 
 def _rows(task: ShardTask, findings: ShardFindings) -> Iterator[_Row]:
     """The rows of a shard; ends where one is none."""
-    ours = [task.split.encode(), task.shard.name.encode()]
+    split, shard = task.split.encode(), task.shard.name.encode()
     for number, line in enumerate(task.lines or [], start=task.first_line):
-        fields = line.split(b"\t")
-        key = fields[0].decode("ascii", "replace")
-        wrong = None
-        if len(fields) != 7 or not _CRC32.fullmatch(fields[6]) or not is_key(key):
-            wrong = "is no sample"
-        elif fields[2:4] != ours:
-            wrong = f"is not of {task.shard.name}, whose turn it is"
-        elif not _label_fits(fields[1], task):
-            wrong = f"has label {fields[1].decode('ascii', 'replace')!r}"
-        if wrong is not None:
-            findings.problems.append(Problem(SAMPLES_NAME, f"line {number} {wrong}", key=key))
+        fields = _LINE.fullmatch(line)
+        if fields is None:
+            findings.problems.append(Problem(SAMPLES_NAME, f"line {number} is no sample: {line[:80]!r}"))
             return
-        findings.patched += b"patched" in fields[5].split(b",")
-        yield _Row(key, fields[1], int(fields[6], 16))
-
-
-def _label_fits(label: bytes, task: ShardTask) -> bool:
-    if not task.labelled:
-        return not label
-    return _LABEL.fullmatch(label) is not None and int(label) < task.num_classes
+        key, label, in_split, in_shard, note, crc32 = fields.groups()
+        if in_split != split or in_shard != shard:
+            what = f"line {number} is not of {task.shard.name}, whose turn it is"
+        elif (label != b"") != task.labelled or (label and int(label) >= task.num_classes):
+            what = f"line {number} has label {label.decode('ascii')!r}"
+        else:
+            findings.patched += b"patched" in note
+            yield _Row(key.decode("ascii"), label, int(crc32, 16))
+            continue
+        findings.problems.append(Problem(SAMPLES_NAME, what, key=key.decode("ascii")))
+        return
 
 
 def _shard_problems(task: ShardTask, rows: list[_Row] | None, on_bytes: Callable[[], object]) -> Iterator[Problem]:
@@ -159,12 +156,12 @@ def _stored(index: str, task: ShardTask, rows: list[_Row] | None) -> Iterator[St
                 at += stored_size(label_size)
         except (IndexError, ValueError):
             right = ""
-        if line != right or not is_key(key):
+        if line != right:
             raise ValueError(f"line {number + 2} is not that of a sample: {line[:120]!r}")
-        row = rows[number] if rows is not None and number < len(rows) else None
-        if row is None:
+        if rows is None or number >= len(rows):
             yield Stored(key, size, label_size, None, None)
             continue
+        row = rows[number]
         if row.key != key or (label_size is not None and label_size != len(row.label)):
             raise ValueError(
                 f"line {number + 2} is of {key}, {SAMPLES_NAME} has {row.key} there, or another label"

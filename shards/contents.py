@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from .crc import flipped_bit
 from .damage import difference, flip
@@ -18,8 +18,7 @@ _WINDOW = 1 << 21  # bytes of a shard in memory at a time
 _JPEG_START = b"\xff\xd8\xff"
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """One sample as it must lie in its shard."""
 
     key: str
