@@ -15,6 +15,7 @@ from typing import Any
 from ....shards import NO_LABEL, AlexshardError, ClassEntry, Split
 from .images import Images
 
+_SHOWN_NAME = 160  # characters of a name in a line for a person
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 
 
@@ -32,7 +33,9 @@ class Refusal:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.split}: {self.source}: {self.name}: {self.reason}"
+        # A name may have thousands of bytes; quarantine.jsonl has all of it.
+        name = self.name if len(self.name) <= _SHOWN_NAME else f"{self.name[:_SHOWN_NAME]}…"
+        return f"{self.split}: {self.source}: {name}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,10 @@ def is_image_name(name: str) -> bool:
 
 def holds_image(folder: Path) -> bool:
     """Whether anything below a folder ends like an image."""
-    return any(is_image_name(name) for _, _, names in os.walk(folder) for name in names)
+    for entry in scan(folder):
+        if holds_image(folder / entry.name) if entry.is_dir(follow_symlinks=False) else is_image_name(entry.name):
+            return True
+    return False
 
 
 def images_outside(folder: Path, classes: Collection[str], *, deep: bool) -> Iterator[str]:
@@ -109,7 +115,7 @@ def images_outside(folder: Path, classes: Collection[str], *, deep: bool) -> Ite
             if is_image_name(entry.name):
                 yield entry.name
         elif deep and entry.name not in classes:
-            below = (Path(file.path).relative_to(folder).as_posix() for file in _files_below(Path(entry.path)))
+            below = (f"{entry.name}/{name}" for name, _ in _files_below(folder / entry.name))
             yield from filter(is_image_name, below)
 
 
@@ -132,12 +138,12 @@ def add_files(
     """
     images, held = listing.splits[split], listing.containers[container]
     found = passed_over = 0
-    for entry in _files_below(folder):
+    for below, entry in _files_below(folder):
         if not is_image_name(entry.name):
             passed_over += 1
             continue
         found += 1
-        name = within + Path(entry.path).relative_to(folder).as_posix()
+        name = within + below
         try:
             status = entry.stat()
         except OSError as error:
@@ -153,21 +159,29 @@ def add_files(
     return found
 
 
-def _files_below(folder: Path, depth: int = 8) -> Iterator[os.DirEntry[str]]:
-    """Everything below a folder that is no folder, by sorted name; hidden names are left out.
+def _files_below(folder: Path, within: str = "", depth: int = 8) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything below a folder that is no folder, with its path in there, by sorted name; no hidden names.
 
     A link to a folder is not followed, so a loop of links ends; the folder itself may be one.
     """
     for entry in _visible(folder):
         if not entry.is_dir(follow_symlinks=False):
-            yield entry
+            yield within + entry.name, entry
         elif depth:
-            yield from _files_below(Path(entry.path), depth - 1)
+            yield from _files_below(folder / entry.name, f"{within}{entry.name}/", depth - 1)
         else:
             raise BadSource(f"{entry.path}: folders are nested too deeply", why="a class is a folder of images")
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     """What lies in a folder, by sorted name; hidden names are left out."""
+    shown = (entry for entry in scan(folder) if not entry.name.startswith("."))
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def scan(folder: Path) -> list[os.DirEntry[str]]:
+    """Everything in a folder of the disk or of a store."""
+    if not isinstance(folder, Path):  # of a store, see remote.py
+        return folder.scan()
     with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return list(entries)
