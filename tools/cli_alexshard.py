@@ -78,6 +78,14 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
     type=FOLDER,
     help="Shard set whose classes, mean and components a set without train takes.",
 )
+@click.option("--restart", is_flag=True, help="Discard what an unfinished build has left in --out, and begin again.")
+@click.option(
+    "--hung-after",
+    type=click.FloatRange(min=1, max=86_400),
+    default=300,
+    show_default=True,
+    help="Seconds without a word from a worker, after which it is killed and the build ends.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def build(
     source: Path,
@@ -92,6 +100,8 @@ def build(
     max_bad: str,
     unlabelled: bool,
     statistics_from: Path | None,
+    restart: bool,
+    hung_after: float,
     dry_run: bool,
 ) -> None:
     """Pack the images in SOURCE into a shard set.
@@ -100,6 +110,8 @@ def build(
     class, with or without train/ val/ test/ above. Images are read straight out of the archives. Each becomes the
     central square of its shorter side, scaled to --size; EXIF orientation is ignored, as every ImageNet pipeline
     does. Bad images go to quarantine.jsonl.
+
+    A build that ends early, however it ends, is continued by the same command.
     """
     from . import build_report, packing
 
@@ -130,6 +142,8 @@ def build(
                 plan,
                 workers=workers,
                 on_progress=lambda images, bad: progress.advance(images, note=f"{bad:,} bad" if bad else ""),
+                restart=restart,
+                hung_after_s=hung_after,
             )
     click.echo(build_report.summary_text(plan, report, time.monotonic() - started))
 

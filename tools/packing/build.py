@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ... import __version__
-from ...shards import (
-    AlexshardError,
-    ImageFormat,
-    Manifest,
-    SampleRow,
-    ShardEntry,
-    ShardName,
-    ShardSet,
-    Split,
-    SplitEntry,
-    Statistics,
-    WrongCall,
-    finish_shard_set,
-    sync_folder,
-)
-from .decode import decoder_versions
-from .output import Output, check_output, check_space, locked_output
+from ...shards import AlexshardError, ImageFormat, Manifest, ShardSet, Split, WrongCall
+from .decode import decoder_versions, decoding
+from .finish import finish
+from .identity import Identity, identity_of
+from .output import WORK_NAME, Output, check_finished, check_output, check_space, locked_output
 from .plan import SplitPlan, plan_splits, sample_bytes
 from .quarantine import MaxBad
-from .shard import SPOOL_BYTES, ShardRecord, sums_path
-from .sources import Listing, Refusal, list_source
-from .statistics import PixelSums
-from .workers import Job, pack_shards
+from .resume import HalfBuilt, continue_build, half_built, names_of, planned_images, take_over
+from .shard import SPOOL_BYTES
+from .sources import Listing, Refusal, cached_listing, save_listing
+from .workers import HUNG_AFTER_S, Executor, Job, default_workers, pack_shards
 
 _SPACE_MARGIN = 1.25  # of the estimate: pictures differ in how well they compress
 _SUMS_MARGIN = 32  # bytes per pixel and training shard for its sums, kept until the end
@@ -53,6 +41,7 @@ class BuildSettings:
     seed: int = 0
     max_bad: MaxBad
     unlabelled: bool = False
+    exact: bool = False  # decode all pixels of large JPEGs too
     statistics_from: Path | None = None  # the set whose classes, mean and components a set without train takes
 
 
@@ -64,6 +53,8 @@ class BuildPlan:
     listing: Listing
     splits: dict[Split, SplitPlan]
     reference: ShardSet | None  # opened from settings.statistics_from
+    facts: dict[str, Any]  # what the manifest will say of the build
+    identity: Identity
 
     @property
     def num_classes(self) -> int:
@@ -93,6 +84,25 @@ class BuildPlan:
         return sum(split.num_shards for split in self.splits.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a build has taken of the machine, by this process and its workers."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_bytes: int = 0  # memory of the largest process
+
+    @classmethod
+    def now(cls) -> Usage:
+        own, workers = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        cpu_s = own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
+        unit = 1 if sys.platform == "darwin" else 1024
+        return cls(time.monotonic(), cpu_s, max(own.ru_maxrss, workers.ru_maxrss) * unit)
+
+    def __sub__(self, began: Usage) -> Usage:
+        return Usage(self.wall_s - began.wall_s, self.cpu_s - began.cpu_s, self.peak_bytes)
+
+
 @dataclass(slots=True)
 class BuildReport:
     """What a build has done."""
@@ -100,6 +110,10 @@ class BuildReport:
     manifest: Manifest
     refusals: list[Refusal] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    was_complete: bool = False  # it was finished before, and nothing was done
+    shards_kept: int = 0  # of an earlier run
+    images_kept: int = 0  # that were looked at for them
+    usage: Usage = field(default_factory=Usage)
 
 
 def parse_splits(text: str | None) -> tuple[Split, ...] | None:
@@ -134,8 +148,9 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
             )
     if os.path.isdir(settings.source):  # noqa: PTH112 (is_dir() raises where one may not look)
         check_output(settings.out, settings.source)
-    listing = list_source(
+    listing = cached_listing(
         settings.source,
+        Output(settings.out).listing,
         splits=settings.splits,
         unlabelled=settings.unlabelled,
         classes=reference.manifest.classes if reference else None,
@@ -147,153 +162,133 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
             why="the mean of a set is that of its own training images",
             remedy="leave the option out, or train with --splits",
         )
-    splits = plan_splits(listing, settings.image, seed=settings.seed, samples_per_shard=settings.samples_per_shard)
+    splits = plan_splits(
+        listing,
+        settings.image,
+        seed=settings.seed,
+        samples_per_shard=settings.samples_per_shard,
+        exact=settings.exact,
+    )
     if empty := [split for split in splits if not len(listing.splits[split])]:
         raise AlexshardError(
             f"{' and '.join(empty)} of {settings.source} holds no image",
             remedy="mend the source, or choose other splits with --splits",
         )
-    return BuildPlan(settings, listing, splits, reference)
+    facts = _build_facts(settings, listing, splits)
+    identity = identity_of(listing, settings.image, facts, reference.digest if reference else None)
+    check_finished(settings.out, identity.digest)
+    return BuildPlan(settings, listing, splits, reference, facts, identity)
 
 
-def build(plan: BuildPlan, *, workers: int, on_progress: Callable[[int, int], object]) -> BuildReport:
-    """Pack the planned set.
+def build(
+    plan: BuildPlan,
+    *,
+    workers: int,
+    on_progress: Callable[[int, int], object],
+    restart: bool = False,
+    hung_after_s: float = HUNG_AFTER_S,
+    executor: Executor | None = None,
+) -> BuildReport:
+    """Pack the planned set, or what an earlier run of the same build has left to do.
 
     Args:
         on_progress: called with images looked at since the last call, and all that were refused so far.
+        restart: discard what an unfinished build has left.
+        hung_after_s: a worker that tells nothing for so long is killed, and the build ends.
+        executor: who packs the shards, where it is not `workers` processes of this machine.
 
     Raises:
         TooManyBad: more images are bad than settings.max_bad allows.
-        AlexshardError: the output cannot be taken, the disk is too small, the source fails, a worker dies.
-        Whatever is raised, nothing that looks like a shard set remains.
+        WrongCall: the output holds something else, or another build is at work on it.
+        AlexshardError: the disk is too small or fails, the source fails, a worker dies or hangs.
+        Whatever is raised, nothing looks like a shard set, and the same call continues.
     """
-    settings, found = plan.settings, plan.found
+    settings, began = plan.settings, Usage.now()
+    if check_finished(settings.out, plan.identity.digest) and not (settings.out / WORK_NAME).exists():
+        return _complete_already(plan, began)
     workers = min(workers, plan.num_shards)
-    check_space(settings.out, plan.needed_bytes(workers))
+    if not restart:
+        check_space(settings.out, plan.needed_bytes(workers))
     with locked_output(settings.out, settings.source) as output:
+        if check_finished(settings.out, plan.identity.digest):
+            output.complete = True
+            return _complete_already(plan, began)
+        continue_build(output, plan.identity, restart=restart)
+        if plan.listing.hangs_on and not output.listing.exists():
+            save_listing(plan.listing, output.listing)
 
         def count(images: int, refusals: Sequence[Refusal]) -> None:
             if refusals:
                 output.refusals.extend(refusals)
-                settings.max_bad.check(output.refusals, found, str(output.quarantine))
+                settings.max_bad.check(output.refusals, plan.found, str(output.quarantine))
             on_progress(images, len(output.refusals))
 
         count(len(plan.listing.refusals), plan.listing.refusals)
-        job = Job(plan.listing.containers, settings.image, output.work)
-        shards = (split.shard(number) for split in plan.splits.values() for number in range(split.num_shards))
-        pack_shards(shards, job, workers=workers, on_progress=count, on_shard=lambda _: None)
-        return _finish(plan, output)
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What the records of all shards add up to."""
-
-    names: dict[ShardName, ShardName] = field(default_factory=dict)  # planned to final
-    splits: dict[str, SplitEntry] = field(default_factory=dict)
-    refusals: list[Refusal] = field(default_factory=list)  # in an order that no worker decides
-    labels: Counter[int] = field(default_factory=Counter)  # training samples by label
-
-
-def _finish(plan: BuildPlan, output: Output) -> BuildReport:
-    """Add up what the shards recorded, give them their places, and write the manifest."""
-    tally = _Tally(refusals=list(plan.listing.refusals))
-    for split in plan.splits:
-        _add_up(tally, plan, split, output.work)
-    statistics, mean_image = _statistics(plan, output.work)
-    for planned, name in tally.names.items():
-        (output.work / str(planned)).rename(output.folder / str(name))
-        (output.work / planned.index_name).rename(output.folder / name.index_name)
-    sync_folder(output.folder)
-    manifest = finish_shard_set(
-        output.folder,
-        image=plan.settings.image,
-        splits=tally.splits,
-        classes=plan.listing.classes,
-        statistics=statistics,
-        mean_image=mean_image,
-        build=_build_facts(plan),
-        rows=_rows(plan, output.work, tally.names),
-        quarantine=map(asdict, tally.refusals),
-    )
-    remarks = list(plan.listing.remarks)
-    empty = [entry.synset for label, entry in enumerate(manifest.classes) if not tally.labels[label]]
-    if empty and Split.TRAIN in plan.splits:
-        remarks.append(f"no training sample is left of {len(empty):,} of the classes, first {empty[0]}")
-    return BuildReport(manifest, tally.refusals, remarks)
-
-
-def _records(plan: BuildPlan, split: Split, work: Path) -> Iterator[ShardRecord]:
-    """The records of a split in plan order; one is in memory at a time."""
-    for number in range(plan.splits[split].num_shards):
-        yield ShardRecord.load(work, ShardName(split, number))
-
-
-def _add_up(tally: _Tally, plan: BuildPlan, split: Split, work: Path) -> None:
-    entries: list[ShardEntry] = []
-    patched = refused = 0
-    for record in _records(plan, split, work):
-        tally.refusals.extend(record.refusals)
-        refused += len(record.refusals)
-        if record.entry is not None:
-            # Numbers have no gaps, also where all images of a shard were bad.
-            name = ShardName(split, len(entries))
-            tally.names[record.name] = name
-            entries.append(replace(record.entry, name=str(name)))
-        for row in record.rows:
-            patched += "patched" in row.note.split(",")
-            if split is Split.TRAIN:
-                tally.labels[row.label] += 1
-    samples, found = sum(entry.samples for entry in entries), plan.listing.found(split)
-    if not samples:
-        raise AlexshardError(
-            f"all {found:,} images of {split} are bad",
-            where=str(plan.settings.source),
-            why="a split without samples can be neither trained on nor tested",
-            remedy="mend the source, or leave the split out with --splits",
+        kept = take_over(
+            output,
+            plan.splits,
+            threads=default_workers(),
+            on_kept=lambda shard: count(shard.images, shard.refusals),
         )
-    images = plan.listing.splits[split]
-    assert samples + refused == len(images), f"{split}: an image is unaccounted for"
-    tally.splits[split.value] = SplitEntry(
-        samples=samples,
-        labelled=images.labelled,
-        patched=patched,
-        quarantined=found - samples,
-        found=found,
-        shards=tuple(entries),
+        job = Job(plan.listing.containers, settings.image, output.work, hung_after_s)
+        missing = [name for name in names_of(plan.splits) if name not in kept]
+        shards = (plan.splits[name.split].shard(name.number) for name in missing)
+        pack = executor or partial(pack_shards, workers=min(workers, len(missing)))
+        pack(
+            shards,
+            job,
+            on_progress=count,
+            on_shard=lambda _: None,
+        )
+        manifest, refusals, remarks = finish(plan, output, plan.facts | {"plan": plan.identity.digest})
+        output.complete = True
+    return BuildReport(
+        manifest,
+        refusals,
+        [*output.remarks, *remarks],
+        shards_kept=len(kept),
+        images_kept=sum(planned_images(plan.splits, name) for name in kept),
+        usage=Usage.now() - began,
     )
 
 
-def _rows(plan: BuildPlan, work: Path, names: dict[ShardName, ShardName]) -> Iterator[SampleRow]:
-    for split in plan.splits:
-        for record in _records(plan, split, work):
-            for row in record.rows:
-                yield replace(row, shard=str(names[record.name]))
+def _complete_already(plan: BuildPlan, began: Usage) -> BuildReport:
+    """The report of a set that is finished.
+
+    Raises:
+        AlexshardError: files of it are missing or of other sizes.
+    """
+    out = plan.settings.out
+    manifest = Manifest.load(out)
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    sizes |= {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
+    for name, size in sizes.items():
+        path = out / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise AlexshardError(
+                f"{out} is a finished shard set, but {name} is not as it was written",
+                where=str(path),
+                why="training would read wrong pixels or labels, or stop",
+                remedy=f"alexshard verify {out} names all that is wrong, and --repair mends it",
+            )
+    return BuildReport(manifest, was_complete=True, usage=Usage.now() - began)
 
 
-def _statistics(plan: BuildPlan, work: Path) -> tuple[Statistics, NDArray[np.floating[Any]]]:
-    train = plan.splits.get(Split.TRAIN)
-    if train is None:
-        assert plan.reference is not None
-        statistics = replace(plan.reference.manifest.statistics, source=plan.reference.digest)
-        return statistics, plan.reference.mean_image()
-    total = PixelSums.zero(plan.settings.image.side)
-    for number in range(train.num_shards):
-        total.add(PixelSums.load(sums_path(work, ShardName(Split.TRAIN, number))))
-    return total.statistics(), total.mean_image()
+def half_built_state(plan: BuildPlan) -> HalfBuilt:
+    """What the output holds of an unfinished build; nothing is changed."""
+    return half_built(Output(plan.settings.out), plan.splits, plan.identity)
 
 
-def _build_facts(plan: BuildPlan) -> dict[str, Any]:
+def _build_facts(settings: BuildSettings, listing: Listing, splits: dict[Split, SplitPlan]) -> dict[str, Any]:
     """What decides the bytes of the set; neither time, host, path nor number of workers."""
     return {
         "alexshard": __version__,
-        "source": plan.listing.kind,
-        "seed": plan.settings.seed,
-        "samples_per_shard": {
-            split.value: split_plan.samples_per_shard for split, split_plan in plan.splits.items()
-        },
+        "source": listing.kind,
+        "seed": settings.seed,
+        "samples_per_shard": {split.value: split_plan.samples_per_shard for split, split_plan in splits.items()},
         "grid": "shorter side to the stored side, the other rounded, then the central square",
         "exif_orientation": "ignored",
         "statistics_of": "pixels as packed, before JPEG encoding",
+        "decoding": decoding(exact=settings.exact),
         **decoder_versions(),
     }

@@ -24,6 +24,6 @@ def writing(what: str, folder: Path) -> Iterator[None]:
         raise AlexshardError(
             f"{what} cannot be written: {error.strerror or error}",
             where=str(error.filename or folder),
-            why="half of it would be of no use, so nothing is kept",
+            why="half of it would be of no use",
             remedy="make room, mend the disk, or choose a folder that you may write to",
         ) from None

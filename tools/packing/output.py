@@ -1,23 +1,22 @@
 """The output folder: taken only if it is ours to take, complete or clearly not.
 
-While a build runs, everything lies in `OUT/.build/`; shards get their place in OUT when all of them are done,
-the manifest comes last. A build that fails takes its shards with it and leaves nothing, or
-`.build/quarantine.jsonl` alone.
+While a build is unfinished, everything lies in `OUT/.build/`; shards get their place in OUT when all of them are
+done, the manifest comes last. A build that fails, is stopped or killed leaves `.build/` to the same command, which
+continues (see resume.py).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ...shards import (
     CLASSES_NAME,
@@ -29,26 +28,43 @@ from ...shards import (
     SAMPLES_NAME,
     SUMS_NAME,
     AlexshardError,
+    Manifest,
     WrongCall,
     byte_size,
 )
 from .disk import writing
+from .lock import LOCK_NAME, locked
 from .signals import signals_ignored
 from .sources import Refusal
 
 WORK_NAME = ".build"
-_MARK_NAME = "lock"  # says that OUT is ours and holds the lock; made before anything else
-_OURS = re.compile(
-    rf"((train|val|test)-\d{{6}}\.(tar|idx)|{SAMPLES_NAME}|{MEAN_IMAGE_NAME}|{QUARANTINE_NAME}|{SUMS_NAME}|"
-    rf"{MANIFEST_NAME}|{INFO_NAME}|{CLASSES_NAME})({re.escape(PART_SUFFIX)}[A-Za-z0-9_-]*)?"
+PLAN_NAME = "plan.json"
+LISTING_NAME = "listing.npz"
+_SHARD = r"(train|val|test)-\d{6}"
+_PART = rf"{re.escape(PART_SUFFIX)}[A-Za-z0-9_-]*"
+_SET_FILES = re.compile(
+    rf"({_SHARD}\.(tar|idx)|{SAMPLES_NAME}|{MEAN_IMAGE_NAME}|{QUARANTINE_NAME}|{SUMS_NAME}|"
+    rf"{MANIFEST_NAME}|{INFO_NAME}|{CLASSES_NAME})({_PART})?"
 )
+_WORK_FILES = re.compile(
+    rf"({LOCK_NAME}|{PLAN_NAME}|listing\.[a-z]+|{QUARANTINE_NAME}|{_SHARD}\.(tar|idx|json|npz))({_PART})?|"
+    r"[a-z]+\.part-[A-Za-z0-9_-]+|cluster-[0-9a-f]+"
+)
+_NOBODYS = re.compile(r"\.nfs[0-9a-f]+")  # a network disk's own, of a file that was removed while it was open
+
+
+def is_work_file(name: str) -> bool:
+    """Whether a build makes files of this name in its work folder."""
+    return _WORK_FILES.fullmatch(name) is not None
 
 
 def check_output(out: Path, source: Path) -> None:
-    """Whether a build may write to `out`: it is absent, empty, or a build of ours that did not finish.
+    """Whether a build may write to `out`: it is absent, empty, an unfinished build of ours, or finished.
+
+    A finished one must be of the same plan, see `check_finished`.
 
     Raises:
-        WrongCall: it is a shard set already, holds other files, or is part of the source.
+        WrongCall: it holds other files, or is part of the source.
         AlexshardError: one may not even look at it.
     """
     with writing(str(out), out):
@@ -66,17 +82,17 @@ def _check_output(out: Path, source: Path) -> None:
         return
     if not out.is_dir():
         raise WrongCall(f"the output {out} is no folder", remedy="choose another name with --out")
+    if finished_plan(out) == "":
+        raise already_a_set(out)
     names = {path.name for path in out.iterdir()}
     if MANIFEST_NAME in names:
-        raise WrongCall(
-            f"{out} is a shard set already",
-            why="a set is never overwritten: checkpoints may refer to it",
-            remedy=f"use it (alexshard info {out}), remove it, or choose another folder with --out",
-        )
-    foreign = {name for name in names - {WORK_NAME} if not _OURS.fullmatch(name)}
+        return
+    foreign = {name for name in names - {WORK_NAME} if not _SET_FILES.fullmatch(name)}
     if WORK_NAME in names:
         work = {path.name for path in (out / WORK_NAME).iterdir()}
-        foreign |= {WORK_NAME} if work and _MARK_NAME not in work else set()
+        strange = {name for name in work if not is_work_file(name) and not _NOBODYS.fullmatch(name)}
+        foreign |= {f"{WORK_NAME}/{name}" for name in strange}
+        foreign |= {WORK_NAME} if work and LOCK_NAME not in work else set()
     elif names:
         foreign = names
     if foreign:
@@ -87,38 +103,88 @@ def _check_output(out: Path, source: Path) -> None:
         )
 
 
+def finished_plan(out: Path) -> str | None:
+    """Digest of the plan of the finished set in a folder; None: there is no manifest; empty: it tells none."""
+    if not (out / MANIFEST_NAME).exists():
+        return None
+    try:
+        return str(Manifest.load(out).build.get("plan", ""))
+    except AlexshardError:
+        return ""
+
+
+def check_finished(out: Path, plan: str) -> bool:
+    """Whether a folder holds the finished set of a plan.
+
+    Raises:
+        WrongCall: it holds the finished set of another one.
+    """
+    finished = finished_plan(out)
+    if finished not in (None, plan):
+        raise already_a_set(out)
+    return finished is not None
+
+
+def already_a_set(out: Path) -> WrongCall:
+    return WrongCall(
+        f"{out} is a shard set already, made by another command",
+        why="a set is never overwritten: checkpoints may refer to it",
+        remedy=f"use it (alexshard info {out}), remove it, or choose another folder with --out",
+    )
+
+
 @dataclass(slots=True)
 class Output:
     """The output folder while a build works on it."""
 
     folder: Path
     refusals: list[Refusal] = field(default_factory=list)  # kept if the build fails, so that one can look at them
+    remarks: list[str] = field(default_factory=list)
+    complete: bool = False
 
     @property
     def work(self) -> Path:
         return self.folder / WORK_NAME
 
     @property
+    def plan(self) -> Path:
+        return self.work / PLAN_NAME
+
+    @property
+    def listing(self) -> Path:
+        return self.work / LISTING_NAME
+
+    @property
     def quarantine(self) -> Path:
         """Where the list of refused images lies if the build fails."""
         return self.work / QUARANTINE_NAME
 
-    def clear(self) -> None:
-        """Remove what this or an earlier build has left; the mark stays, since it holds the lock.
+    def discard(self) -> None:
+        """Remove everything that an unfinished build has left; its lock stays, which is held."""
+        self.discard_files(lambda name: name != LOCK_NAME)
+        self.discard_set_files()
 
-        The manifest goes first: without it nothing looks complete, wherever this ends.
-        """
-        (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
-        for path in (*self.folder.iterdir(), *self.work.iterdir()):
-            if path.name not in (WORK_NAME, _MARK_NAME):
+    def discard_set_files(self) -> None:
+        """Remove what of a set lies outside of the work folder; there is no manifest, so it is no set."""
+        assert not (self.folder / MANIFEST_NAME).exists()
+        for path in self.folder.iterdir():
+            if _SET_FILES.fullmatch(path.name):
                 path.unlink()
+
+    def discard_files(self, chosen: Callable[[str], bool]) -> None:
+        """Remove files of ours from the work folder, by name."""
+        for path in self.work.iterdir():
+            if is_work_file(path.name) and chosen(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def discard_parts(self) -> None:
+        """Remove what somebody was writing who is no longer there."""
+        self.discard_files(lambda name: PART_SUFFIX in name or name.startswith("cluster-"))
 
 
 @contextmanager
 def locked_output(folder: Path, source: Path) -> Iterator[Output]:
-    """The output folder, locked, and put back in order when the build fails, whatever ends it.
-
-    An output that was left half-built is cleared and started afresh.
+    """The output folder, locked. However the block ends, what is finished stays; what is complete is tidied.
 
     Raises:
         WrongCall: it may not be taken (`check_output`), or another build is at work on it.
@@ -127,63 +193,43 @@ def locked_output(folder: Path, source: Path) -> Iterator[Output]:
     check_output(folder, source)
     output = Output(folder)
     made: list[Path] = []
-    locked = complete = False
     try:
-        with writing(str(folder), folder), _made(output, made) as mark:
-            _lock(mark, output, source)
-            locked = True
-            output.clear()
-            yield output
-            complete = True
+        with writing(str(folder), folder):
+            _make(folder, made)
+            with locked(output.work, folder) as remark:
+                output.remarks += [remark] if remark else []
+                check_output(folder, source)  # until now another build may have been at work
+                try:
+                    yield output
+                finally:
+                    # From here on a signal has nothing to stop.
+                    with signals_ignored(signal.SIGINT, signal.SIGTERM):
+                        _tidy(output)
     finally:
-        # From here on a signal has nothing to stop: what is complete stays, what is not is being removed.
-        with signals_ignored(signal.SIGINT, signal.SIGTERM):
-            if locked:
-                _tidy(output, complete=complete)
-            if not complete and not output.refusals:
-                for path in reversed(made):
-                    with suppress(OSError):  # not empty: somebody else uses it too
-                        path.rmdir()
+        for path in reversed(made):
+            with suppress(OSError):  # not empty
+                path.rmdir()
 
 
-def _lock(mark: TextIO, output: Output, source: Path) -> None:
-    """Lock the mark, and look again: until now another build may have been at work, and may have finished."""
-    busy = WrongCall(
-        f"another build is at work on {output.folder}",
-        why="two builds would spoil each other's shards",
-        remedy="wait for it, or choose another folder with --out",
-    )
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise busy from None
-    try:
-        check_output(output.folder, source)
-    except WrongCall:
-        _tidy(output, complete=True)
-        raise
-    if not os.fstat(mark.fileno()).st_nlink:
-        raise busy  # the other one has removed this mark, and a third may have made another
-
-
-def _tidy(output: Output, *, complete: bool) -> None:
-    if not complete:
-        output.clear()
-        if output.refusals:
-            with suppress(OSError):  # of a full disk, perhaps the very reason why the build failed
+def _tidy(output: Output) -> None:
+    """Put the work folder in order: away with it if nobody will need it, else without what is half-written."""
+    with suppress(OSError):  # of a disk that is full or gone, perhaps the very reason why the build failed
+        if output.complete or not output.plan.exists():
+            output.discard_files(lambda name: name != LOCK_NAME)
+            (output.work / LOCK_NAME).unlink(missing_ok=True)  # last: it says that the folder is ours
+            output.work.rmdir()
+        else:
+            output.discard_parts()
+            if output.refusals:
                 write_lines(output.quarantine, map(asdict, output.refusals))
-            return
-    shutil.rmtree(output.work, ignore_errors=True)
 
 
-def _made(output: Output, made: list[Path]) -> TextIO:
-    """Make the folders, adding them to `made`, and open the mark that says that they are ours."""
-    missing = [folder for folder in (output.folder, *output.folder.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir()
-        made.append(folder)
-    output.work.mkdir(exist_ok=True)
-    return (output.work / _MARK_NAME).open("a", encoding="utf-8")
+def _make(folder: Path, made: list[Path]) -> None:
+    """Make the output folder and those above it, adding them to `made`."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        made.append(path)
 
 
 def free_bytes(out: Path) -> int:
@@ -192,16 +238,28 @@ def free_bytes(out: Path) -> int:
     return shutil.disk_usage(place).free
 
 
+def held_bytes(out: Path) -> int:
+    """What an unfinished build takes on the disk already."""
+    return sum(
+        os.path.getsize(path)  # noqa: PTH202 (a file that has just gone is none)
+        for folder in (out, out / WORK_NAME)
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.is_file()
+    )
+
+
 def check_space(out: Path, needed: int) -> None:
-    """Whether the disk has room for the set.
+    """Whether the disk has room for the set, what an unfinished build has of it counted as there.
 
     Raises:
         AlexshardError: it has not.
     """
-    free = free_bytes(out)
-    if free < needed:
+    free, held = free_bytes(out), held_bytes(out)
+    if free + held < needed:
+        more = " more" if held else ""
         raise AlexshardError(
-            f"the disk has {byte_size(free)} free, and the set needs about {byte_size(needed)}",
+            f"the disk has {byte_size(free)} free, and the set needs about {byte_size(needed - held)}{more}",
             where=str(out),
             why="the build would end half-way with a full disk",
             remedy="make room, choose another disk with --out, or a smaller --quality or --size",

@@ -7,12 +7,13 @@ bytes. Beside the shard it leaves a record (what was packed and refused) and the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ...shards import (
     NO_LABEL,
@@ -32,7 +33,7 @@ from .image import central_square, encoded
 from .plan import PlannedSample, ShardPlan
 from .reading import SourceReader
 from .sources import Container, Refusal
-from .statistics import PixelSums
+from .statistics import SquareSums
 
 SPOOL_BYTES = 160_000_000  # of a worker's memory: a shard of the default size stays there
 
@@ -45,25 +46,45 @@ class ShardRecord:
     entry: ShardEntry | None  # None: no sample was left, so nothing was written
     rows: tuple[SampleRow, ...]
     refusals: tuple[Refusal, ...]
+    sums_sha256: str | None  # of the file beside it, for train
 
     def save(self, folder: Path) -> None:
         fields = {
             "entry": asdict(self.entry) if self.entry else None,
             "rows": [str(row) for row in self.rows],
             "refusals": [asdict(refusal) for refusal in self.refusals],
+            "sums_sha256": self.sums_sha256,
         }
         with appearing_whole(record_path(folder, self.name), unique=True) as file:
-            file.write(json.dumps(fields).encode("ascii"))
+            file.write(json.dumps({"record": fields, "sha256": _digest(fields)}).encode("ascii"))
 
     @classmethod
     def load(cls, folder: Path, name: ShardName) -> ShardRecord:
-        fields = json.loads(record_path(folder, name).read_bytes())
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is damaged.
+        """
+        content = json.loads(record_path(folder, name).read_bytes())
+        fields = content["record"]
+        if content["sha256"] != _digest(fields):
+            raise ValueError(f"the record of {name} is not as it was written")
         return cls(
             name=name,
             entry=ShardEntry(**fields["entry"]) if fields["entry"] else None,
             rows=tuple(map(SampleRow.parse, fields["rows"])),
             refusals=tuple(Refusal(**refusal) for refusal in fields["refusals"]),
+            sums_sha256=fields["sums_sha256"],
         )
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields).encode("ascii")).hexdigest()
 
 
 def record_path(folder: Path, name: ShardName) -> Path:
@@ -97,7 +118,7 @@ def pack_shard(
         AlexshardError: the shard cannot be written.
     """
     split = plan.name.split
-    sums = PixelSums.zero(image_format.side) if split is Split.TRAIN else None
+    sums = SquareSums(image_format.side) if split is Split.TRAIN else None
     refusals: dict[str, Refusal] = {}
     with (
         writing(str(plan.name), folder),
@@ -107,23 +128,28 @@ def pack_shard(
         ready = _Spool(file)
         for sample, read in source.read_all(source_order(plan.samples)):
             try:
-                pixels, notes = decode(read())
+                found = decode(read(), side=None if plan.exact else image_format.side)
             except BadImage as bad:
                 label = containers[sample.container].label
                 refusals[sample.key] = Refusal(split.value, label, sample.name, bad.what)
             else:
-                square = central_square(pixels, image_format.side)
+                square = central_square(
+                    found.pixels_HWX,
+                    image_format.side,
+                    size=(found.width, found.height),
+                    reduction=found.reduction,
+                )
                 if sums is not None:
-                    sums.add_image(square)
-                if sample.patched:
-                    notes = ("patched", *notes)
+                    sums.add(square)
+                notes = ("patched", *found.notes) if sample.patched else found.notes
                 ready.put(sample.key, encoded(square, image_format), ",".join(notes))
             on_image(refusals.get(sample.key))
         ordered = tuple(refusals[sample.key] for sample in plan.samples if sample.key in refusals)
         entry, rows = _write(plan, ready, image_format, folder) if ready.places else (None, ())
         if sums is not None:
-            sums.save(sums_path(folder, plan.name))
-        ShardRecord(plan.name, entry, rows, ordered).save(folder)
+            sums.total().save(sums_path(folder, plan.name))
+        sums_sha256 = None if sums is None else file_sha256(sums_path(folder, plan.name))
+        ShardRecord(plan.name, entry, rows, ordered, sums_sha256).save(folder)
 
 
 def _spool_prefix(name: ShardName) -> str:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Protocol
 
 from ...shards import AlexshardError, ImageFormat, ShardName
 from .plan import ShardPlan
@@ -47,6 +48,14 @@ class Job:
     image_format: ImageFormat
     folder: Path  # where shards, records and sums go
     hung_after_s: float = HUNG_AFTER_S  # without a word from a worker
+
+
+class Executor(Protocol):
+    """Who packs shards: `pack_shards` with some workers, or a cluster."""
+
+    def __call__(
+        self, plans: Iterator[ShardPlan], job: Job, *, on_progress: OnProgress, on_shard: OnShard
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -180,7 +189,7 @@ class _Worker:
             f"a worker died ({how})",
             where=self._where(),
             why="its shard is not finished",
-            remedy="SIGKILL often means that memory ran out: fewer workers (-j) take less; the same command continues",
+            remedy="SIGKILL often means that memory ran out: the same command continues, or with a smaller -j",
         )
 
     def _where(self) -> str:

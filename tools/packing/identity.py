@@ -1,0 +1,149 @@
+"""What identifies a build: an unfinished one is continued by the same, and by nothing else.
+
+Facts decide the bytes of the set: what the source holds, how it is cut, stored and ordered, and by which code.
+They are kept one by one, so that a difference can be named. States (size and time of change of archives) tell an
+archive that was exchanged from the one that was listed. They are no facts: the same archives may lie elsewhere
+tomorrow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ...shards import AlexshardError, ImageFormat, Split, appearing_whole
+from .sources import Container, Images, Listing
+
+_SHOWN_DIGITS = 12  # of a digest, in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The facts and states of a build, as plan.json keeps them."""
+
+    facts: dict[str, Any]  # name to a number or words
+    states: dict[str, list[int]]  # archive to bytes and time of change (ns)
+
+    @property
+    def digest(self) -> str:
+        """Of the facts alone."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode("ascii")).hexdigest()
+
+    def differences(self, earlier: Identity) -> list[str]:
+        """What an earlier build was about and this one is not, one line for each."""
+        lines = _differences(earlier.facts, self.facts, _shown)
+        if not lines:
+            lines = _differences(earlier.states, self.states, _shown_state)
+        return lines
+
+    def save(self, path: Path) -> None:
+        with appearing_whole(path) as file:
+            file.write(json.dumps(asdict(self), indent=1).encode("ascii"))
+
+    @classmethod
+    def load(cls, path: Path) -> Identity:
+        """Read what `save` wrote.
+
+        Raises:
+            AlexshardError: it is damaged.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            return cls(dict(content["facts"]), dict(content["states"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise AlexshardError(
+                f"the plan of the unfinished build is damaged: {error}",
+                where=str(path),
+                why="nobody can tell which build its shards belong to",
+                remedy="--restart discards them and starts afresh",
+            ) from None
+
+
+def identity_of(
+    listing: Listing, image: ImageFormat, build_facts: Mapping[str, Any], statistics_from: str | None
+) -> Identity:
+    """The identity of the build of a listing.
+
+    Args:
+        build_facts: what the manifest will say of the build.
+        statistics_from: digest of the set that the statistics come from.
+    """
+    classes = hashlib.sha256(json.dumps([asdict(entry) for entry in listing.classes]).encode("ascii")).hexdigest()
+    facts: dict[str, Any] = {
+        "splits": ", ".join(listing.splits),
+        "classes": f"{len(listing.classes):,}, digest {classes}",
+        **{f"images of {split}": _images_fact(listing, split) for split in listing.splits},
+        **dict(_flat("image", asdict(image))),
+        "statistics_from": statistics_from,
+    }
+    for name, value in build_facts.items():
+        facts |= _flat(name, value)
+    states = {held.label: list(held.state) for held in listing.containers if not held.is_folder}
+    return Identity(facts, states)
+
+
+def changed_since(listing: Listing) -> str | None:
+    """The first archive that is another one than when it was listed, with what is different."""
+    for container in listing.containers:
+        if not container.is_folder:
+            try:
+                state = Container.state_of(container.path)
+            except OSError as error:
+                return f"{container.path}: {error.strerror or error}"
+            if tuple(state) != tuple(container.state):
+                return f"{container.path}: {_shown_state(list(container.state))} -> {_shown_state(list(state))}"
+    return None
+
+
+def _images_fact(listing: Listing, split: Split) -> str:
+    images = listing.splits[split]
+    refusals = [asdict(refusal) for refusal in listing.refusals if refusal.split == split]
+    digest = _images_digest(images, listing.containers)
+    digest.update(json.dumps(refusals).encode("ascii"))
+    kind = "" if images.labelled else " unlabelled"
+    return f"{listing.found(split):,}{kind}, digest {digest.hexdigest()}"
+
+
+def _images_digest(images: Images, containers: list[Container]) -> Any:
+    digest = hashlib.sha256(json.dumps([container.label for container in containers]).encode("ascii"))
+    for name in images.names:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    for column in (images.container, images.offset, images.size, images.label):
+        digest.update(column.tobytes())
+    digest.update(json.dumps(sorted(images.patched)).encode("ascii"))
+    return digest
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(f"{name}.{key}", item)
+    else:
+        yield name, value
+
+
+def _differences(earlier: dict[str, Any], now: dict[str, Any], shown: Any) -> list[str]:
+    return [
+        f"{name}: {shown(earlier.get(name))} -> {shown(now.get(name))}"
+        for name in {**earlier, **now}
+        if earlier.get(name) != now.get(name)
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    words, digest, letters = str(value).partition("digest ")
+    return words + digest + letters[:_SHOWN_DIGITS]
+
+
+def _shown_state(state: list[int] | None) -> str:
+    if state is None:
+        return "not there"
+    when = datetime.fromtimestamp(state[1] / 1e9, UTC)
+    return f"{state[0]:,} bytes of {when:%Y-%m-%d %H:%M:%S.%f} UTC"
