@@ -24,12 +24,22 @@ from .manifest import (
 )
 from .naming import KEY_LENGTH, ShardName, Split, is_key, safe_key
 from .reader import ShardBytes, ShardSet, SplitIndex, find_shard_set
-from .rows import SampleRow, read_rows
+from .restore import promised_digests, restored
+from .rows import SampleRow, count_labels, read_rows
 from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
 from .tar import stored_size
 from .verify import load_mended, verify_shard_set
 from .words import byte_size, printable
-from .writer import PART_SUFFIX, ShardWriter, appearing_whole, finish_shard_set, sync_folder, unique_part_suffix
+from .writer import (
+    PART_SUFFIX,
+    ShardWriter,
+    appearing_whole,
+    finish_shard_set,
+    mean_image_file,
+    quarantine_file,
+    samples_file,
+    sync_folder,
+)
 
 __all__ = [
     "CLASSES_NAME",
@@ -71,17 +81,23 @@ __all__ = [
     "appearing_whole",
     "braces",
     "byte_size",
+    "count_labels",
     "find_shard_set",
     "finish_shard_set",
     "index_text",
     "is_key",
     "load_mended",
+    "mean_image_file",
     "ppm_bytes",
     "ppm_pixels",
     "printable",
+    "promised_digests",
+    "quarantine_file",
     "read_index",
     "read_rows",
+    "restored",
     "safe_key",
+    "samples_file",
     "stored_size",
     "sync_folder",
     "unique_part_suffix",

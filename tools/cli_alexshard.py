@@ -16,6 +16,7 @@ from .. import __version__
 from ..shards import ImageFormat, Manifest, ShardSet, WrongCall, byte_size, find_shard_set, verify_shard_set
 from . import info as info_report
 from .report import json_on_failure, print_json
+from .swatches import shows_colours
 from .terminal import Cli, Progress, signals_raise, table
 
 FOLDER = click.Path(path_type=Path)
@@ -151,15 +152,34 @@ def build(
 @main.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--classes", "all_classes", is_flag=True, help="List every class.")
+@click.option(
+    "--html",
+    "page",
+    type=FOLDER,
+    is_flag=False,
+    flag_value="info.html",
+    metavar="[FILE]",
+    help="Write a page with pictures instead, in one file.  [without FILE, at the end of the line: info.html]",
+)
 @AS_JSON
-def info(folder: Path, all_classes: bool, as_json: bool) -> None:
+def info(folder: Path, all_classes: bool, page: Path | None, as_json: bool) -> None:
     """Tell what the shard set in DIR holds and how it was built."""
+    if page is not None:
+        if all_classes or as_json:
+            raise WrongCall("--html lists every class, and is a page", remedy="leave out --classes and --json")
+        from .info_page import write_page
+
+        write_page(ShardSet.open(folder), page)
+        click.echo(page)
+        return
     with json_on_failure(as_json):
         shard_set = ShardSet.open(folder)
+        about = info_report.report(shard_set)
     if as_json:
-        print_json(info_report.report(shard_set))
-    else:
-        click.echo(info_report.text(shard_set, all_classes=all_classes))
+        print_json(about)
+        return
+    colours = shows_colours(sys.stdout)
+    click.echo(info_report.text(shard_set, all_classes=all_classes, colours=colours), color=colours)
 
 
 @main.command()

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..shards import ClassEntry, ShardSet, byte_size
+from ..shards import SAMPLES_NAME, ImageFormat, ShardSet, Statistics, braces, byte_size, count_labels
+from .swatches import blocks, mean_colour, ramp
 from .terminal import facts, table
 
 CLASSES_SHOWN = 5  # at either end of the table of classes, unless all are asked for
@@ -26,9 +27,11 @@ def report(shard_set: ShardSet) -> dict[str, Any]:
             "found": split.found,
             "patched": split.patched,
             "quarantined": split.quarantined,
+            "files": braces(split.shards),
         }
         for name, split in manifest.splits.items()
     }
+    counts = count_labels(shard_set.path / SAMPLES_NAME, manifest.num_classes)
     return {
         "path": str(shard_set.path),
         "digest": shard_set.digest,
@@ -52,26 +55,31 @@ def report(shard_set: ShardSet) -> dict[str, Any]:
         "build": dict(manifest.build),
         "num_classes": manifest.num_classes,
         "classes": [
-            {"label": label, "synset": entry.synset, "words": entry.words, "devkit_id": entry.devkit_id}
+            {
+                "label": label,
+                "synset": entry.synset,
+                "words": entry.words,
+                "devkit_id": entry.devkit_id,
+                "samples": {name: counts[name][label] for name in splits if name in counts},
+            }
             for label, entry in enumerate(manifest.classes)
         ],
     }
 
 
-def text(shard_set: ShardSet, *, all_classes: bool = False) -> str:
-    """The same for people; of many classes only the first and last, unless all are asked for."""
+def text(shard_set: ShardSet, *, all_classes: bool = False, colours: bool = False) -> str:
+    """The same for people; of many classes only the first and last, unless all are asked for.
+
+    With `colours` the mean and the components are shown too, for a terminal of 24-bit colour.
+    """
     manifest, about = shard_set.manifest, report(shard_set)
-    image, statistics = manifest.image, manifest.statistics
-    encoding = (
-        f"JPEG, quality {image.quality}, {image.subsampling}" if image.encoding == "jpeg" else "raw pixels (PPM)"
-    )
-    origin = "the training pixels" if statistics.source == "train" else f"shard set {statistics.source}"
+    statistics = manifest.statistics
     parts = [
         facts(
             {
                 "shard set": shard_set.path,
                 "digest": shard_set.digest,
-                "images": f"{image.side}×{image.side} RGB, {encoding}",
+                "images": image_words(manifest.image),
                 "samples": about["samples"],
                 "size": byte_size(about["bytes"]),
                 "classes": manifest.num_classes,
@@ -88,48 +96,72 @@ def text(shard_set: ShardSet, *, all_classes: bool = False) -> str:
                     split.patched,
                     split.quarantined,
                     split.labelled,
+                    about["splits"][name]["files"],
                 )
                 for name, split in manifest.splits.items()
             ],
-            header=("split", "samples", "shards", "size", "found", "patched", "quarantined", "labels"),
+            header=("split", "samples", "shards", "size", "found", "patched", "quarantined", "labels", "files"),
         ),
-        facts({"build": "", **{f"  {name}": _plain(value) for name, value in manifest.build.items()}}),
-        f"statistics of {origin}, {statistics.pixels:,} pixels, RGB on 0..255\n"
+        facts({"build": "", **{f"  {name}": plain(value) for name, value in manifest.build.items()}}),
+        f"statistics of {statistics_words(statistics)}, RGB on 0..255\n"
         + facts(
             {
-                "  channel mean": _numbers(statistics.channel_mean),
+                "  channel mean": _numbers(statistics.channel_mean)
+                + (f"  {blocks([mean_colour(statistics)] * 2)}" if colours else ""),
                 "  standard deviation": _numbers(np.sqrt(np.diagonal(statistics.covariance))),
                 **{
                     f"  eigenvalue {i + 1}": f"{value:10.3f}  of eigenvector "
                     + _numbers((row[i] for row in statistics.eigenvectors), digits=4)
+                    + (f"  {blocks(ramp(statistics, i))}" if colours else "")
                     for i, value in enumerate(statistics.eigenvalues)
                 },
             }
         ),
-        _class_table(manifest.classes, all_classes),
+        _class_table(about, all_classes),
     ]
     return "\n\n".join(parts)
 
 
-def _class_table(classes: tuple[ClassEntry, ...], all_classes: bool) -> str:
+def image_words(image: ImageFormat) -> str:
+    """How images are stored, in words."""
+    how = f"JPEG, quality {image.quality}, {image.subsampling}" if image.encoding == "jpeg" else "raw pixels (PPM)"
+    return f"{image.side}×{image.side} RGB, {how}"
+
+
+def statistics_words(statistics: Statistics) -> str:
+    """Of what they are, in words."""
+    if statistics.source == "train":
+        return f"{statistics.pixels:,} training pixels"
+    return f"{statistics.pixels:,} pixels of shard set {statistics.source}"
+
+
+def _class_table(about: dict[str, Any], all_classes: bool) -> str:
+    labelled = [name for name, split in about["splits"].items() if split["labelled"]]
     rows = [
         # The id is text here: a column of numbers and blanks has no side to be aligned to.
-        (label, entry.synset, "" if entry.devkit_id is None else str(entry.devkit_id), entry.words)
-        for label, entry in enumerate(classes)
+        (
+            entry["label"],
+            entry["synset"],
+            "" if entry["devkit_id"] is None else str(entry["devkit_id"]),
+            *(entry["samples"][name] for name in labelled),
+            entry["words"],
+        )
+        for entry in about["classes"]
     ]
     left_out = len(rows) - 2 * CLASSES_SHOWN
-    lines = table(rows, header=("label", "synset", "devkit id", "words")).splitlines()
+    lines = table(rows, header=("label", "synset", "devkit id", *labelled, "words")).splitlines()
     if not all_classes and left_out > 0:
         told = f"  … {left_out:,} more: alexshard info DIR --classes"
         lines[1 + CLASSES_SHOWN : -CLASSES_SHOWN] = [told]
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of the build's facts in words."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {plain(inner)}" for name, inner in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(plain, value))
     return "none" if value is None else str(value)
 
 

@@ -48,7 +48,7 @@ def show(shard_set: ShardSet, wish: Wish, out: Path, *, on_images: Callable[[int
         WrongCall: the split, the label or the output cannot be.
         CorruptShardSet: an image cannot be decoded.
     """
-    check_picture_name(out)
+    check_out("--out", out, ".png", why="the sheet is a PNG, whose colours are exact")
     split = wish.split or next(iter(shard_set.manifest.splits))
     index = shard_set.index(split)
     classes = shard_set.manifest.classes
@@ -81,22 +81,20 @@ def show(shard_set: ShardSet, wish: Wish, out: Path, *, on_images: Callable[[int
         target.write(file.getvalue())
 
 
-def check_picture_name(out: Path) -> None:
-    """Whether a PNG can be written there.
+def check_out(option: str, out: Path, suffix: str, *, why: str) -> None:
+    """Whether a file of a kind can be written there.
 
     Raises:
         WrongCall: the name ends otherwise, is a folder's, or lies in a folder that is not there.
     """
     if out.is_dir():
-        raise WrongCall(f"--out {out} is a folder", remedy=f"--out {out / 'sheet.png'}")
-    if out.suffix.lower() != ".png":
+        raise WrongCall(f"{option} {out} is a folder", remedy=f"{option} {out / f'name{suffix}'}")
+    if out.suffix.lower() != suffix:
         raise WrongCall(
-            f"--out {out} does not end in .png",
-            why="the sheet is a PNG, whose colours are exact",
-            remedy=f"--out {out.with_suffix('.png')}",
+            f"{option} {out} does not end in {suffix}", why=why, remedy=f"{option} {out.with_suffix(suffix)}"
         )
     if not out.parent.is_dir():
-        raise WrongCall(f"--out {out}: there is no folder {out.parent}", remedy=f"mkdir -p {out.parent}")
+        raise WrongCall(f"{option} {out}: there is no folder {out.parent}", remedy=f"mkdir -p {out.parent}")
 
 
 def find_label(classes: Sequence[ClassEntry], text: str) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import pty
 import subprocess
+from collections import Counter
 
 import numpy as np
 import pytest
-from alexshard.shards import ShardSet
+from alexshard.shards import CorruptShardSet, ShardSet, count_labels
 from alexshard.tools.info import text
+from alexshard.tools.swatches import mean_colour, ramp
 
 from tests.conftest import alexshard, run
 
@@ -41,6 +46,102 @@ def test_the_object_lists_every_class_with_its_label_words_and_devkit_id(told, s
     assert [entry["label"] for entry in told["classes"]] == list(range(10))
     assert {entry["synset"]: entry["devkit_id"] for entry in told["classes"]} == expected["devkit_ids"]
     assert told["classes"][0]["words"] == "striped disc"
+
+
+def test_every_class_is_told_with_its_samples_of_each_split(told, sample_set):
+    with (sample_set / "samples.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    counted = Counter((int(row["label"]), row["split"]) for row in rows)
+
+    assert {
+        (entry["label"], split): number for entry in told["classes"] for split, number in entry["samples"].items()
+    } == counted
+    assert "    9  n90081694  2             16    4     4  plain ring" in run(*alexshard("info", sample_set))
+
+
+@pytest.mark.parametrize("line", ["a\t10\ttrain\tx", "a\tone\ttrain\tx", "a\t-1\ttrain\tx", "a"])
+def test_a_line_without_a_label_of_the_set_is_an_error(tmp_path, line):
+    (tmp_path / "samples.tsv").write_text(f"header\n{line}\n", encoding="utf-8")
+
+    with pytest.raises(CorruptShardSet, match="has a line with label and split"):
+        count_labels(tmp_path / "samples.tsv", 10)
+
+
+def test_shards_are_told_as_one_pattern(sample_source, tmp_path):
+    run(
+        *alexshard(
+            "build", sample_source, "--out", tmp_path / "set", "--splits", "train", "--samples-per-shard", 50
+        )
+    )
+    patterns = json.loads(run(*alexshard("info", tmp_path / "set", "--json")))["splits"]["train"]["files"]
+
+    assert patterns == "train-{000000..000003}.tar"
+    assert sorted(path.name for path in (tmp_path / "set").glob("*.tar")) == [
+        f"train-{number:06d}.tar" for number in range(4)
+    ]
+    assert "  train-{000000..000003}.tar\n" in run(*alexshard("info", tmp_path / "set"))
+
+
+def in_terminal(*command: str, **environment: str) -> str:
+    """What a command writes where its stdout is a terminal."""
+    ours, theirs = pty.openpty()
+    done = subprocess.Popen(command, stdout=theirs, env={**os.environ, **environment})
+    os.close(theirs)
+    written = b""
+    try:
+        while piece := os.read(ours, 65536):
+            written += piece
+    except OSError:  # how Linux says that the other end was closed
+        pass
+    os.close(ours)
+    assert done.wait() == 0
+    return written.decode().replace("\r\n", "\n")
+
+
+COLOURFUL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "NO_COLOR": ""}
+
+
+def test_a_terminal_of_many_colours_shows_the_mean_and_the_components(sample_set):
+    out = in_terminal(*alexshard("info", sample_set), **COLOURFUL)
+    statistics = ShardSet.open(sample_set).manifest.statistics
+
+    red, green, blue = (round(value) for value in statistics.channel_mean)
+    assert f"\x1b[48;2;{red};{green};{blue}m  " in out
+    assert out.count("\x1b[48;2;") == 2 + 3 * 15
+    assert out.count("\x1b[0m\n") == 4
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"NO_COLOR": "1"}, {"COLORTERM": ""}, {"TERM": "dumb"}],
+    ids=["NO_COLOR", "few colours", "dumb"],
+)
+def test_other_terminals_show_numbers_alone(sample_set, environment):
+    out = in_terminal(*alexshard("info", sample_set), **{**COLOURFUL, **environment})
+
+    assert "\x1b" not in out
+    assert "channel mean" in out
+
+
+def test_nothing_of_colour_goes_into_a_pipe(sample_set):
+    environment = {**os.environ, **COLOURFUL}
+    out = subprocess.run(
+        alexshard("info", sample_set), env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert "\x1b" not in out.stdout
+    assert "eigenvalue 1" in out.stdout
+
+
+def test_a_component_leads_from_below_the_mean_to_above_it(sample_set):
+    statistics = ShardSet.open(sample_set).manifest.statistics
+    colours = np.array(ramp(statistics, 1), float)
+    direction = np.array([row[1] for row in statistics.eigenvectors])
+    between = colours[-1] - colours[0]
+
+    assert tuple(colours[7]) == mean_colour(statistics)
+    assert between @ direction / np.linalg.norm(between) > 0.999
+    np.testing.assert_allclose(np.linalg.norm(between), 4 * statistics.eigenvalues[1] ** 0.5, atol=2)
 
 
 def test_the_object_gives_eigenvectors_in_columns(told):

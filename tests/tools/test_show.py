@@ -160,7 +160,7 @@ def test_the_loader_that_is_asked_sample_by_sample_gives_what_a_run_in_batches_g
         (["--label", "stripped disk"], ["no class is called 'stripped disk'", "n90010423 (striped disc)"]),
         (["--label", "qqqq"], ["no class is called 'qqqq'", "alexshard info DIR --classes"]),
         (["-n", "0"], ["0 is not in the range"]),
-        (["--out", "."], [" is a folder", "sheet.png"]),
+        (["--out", "."], [" is a folder", "name.png"]),
         (["--out", "absent/sheet.png"], ["there is no folder absent", "mkdir -p absent"]),
         (["--out", "sheet.jpg"], ["does not end in .png", "--out sheet.png"]),
     ],
