@@ -174,7 +174,10 @@ def _check_shards(
 def _open_rows(folder: Path, damage: Damage | None) -> BinaryIO | None:
     """samples.tsv as it was written, where that can be had."""
     if damage is None:
-        return (folder / SAMPLES_NAME).open("rb")
+        try:
+            return (folder / SAMPLES_NAME).open("rb")
+        except OSError:  # of an early set whose SHA256SUMS is damaged, so that nothing is known of it
+            return None
     return None if damage.mended is None else io.BytesIO(damage.mended)
 
 

@@ -161,6 +161,23 @@ class ShardWriter:
         )
 
 
+def samples_file(rows: Iterable[SampleRow]) -> bytes:
+    """The bytes of samples.tsv."""
+    return rows_text(rows).encode("utf-8", "surrogateescape")
+
+
+def mean_image_file(mean_image: NDArray[np.floating[Any]]) -> bytes:
+    """The bytes of mean_image.npy."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(mean_image, dtype="<f4"), allow_pickle=False)
+    return file.getvalue()
+
+
+def quarantine_file(items: Iterable[Mapping[str, Any]]) -> bytes:
+    """The bytes of quarantine.jsonl; with ASCII escapes, since a source name need not be valid UTF-8."""
+    return "".join(json.dumps(dict(item)) + "\n" for item in items).encode("ascii")
+
+
 def finish_shard_set(
     folder: Path,
     *,
@@ -186,14 +203,11 @@ def finish_shard_set(
     side = image.side
     if mean_image.shape != (side, side, 3):
         raise ValueError(f"the mean image of {side}x{side} images is not {mean_image.shape}")
-    mean_file = io.BytesIO()
-    np.save(mean_file, np.ascontiguousarray(mean_image, dtype="<f4"), allow_pickle=False)
     classes = tuple(classes)
     files = {
-        SAMPLES_NAME: rows_text(rows).encode("utf-8", "surrogateescape"),
-        MEAN_IMAGE_NAME: mean_file.getvalue(),
-        # ASCII escapes, since a source name need not be valid UTF-8.
-        QUARANTINE_NAME: "".join(json.dumps(dict(item)) + "\n" for item in quarantine).encode("ascii"),
+        SAMPLES_NAME: samples_file(rows),
+        MEAN_IMAGE_NAME: mean_image_file(mean_image),
+        QUARANTINE_NAME: quarantine_file(quarantine),
         INFO_NAME: info_text(splits).encode("ascii"),
         CLASSES_NAME: classes_text(classes).encode("utf-8"),
     }

@@ -1,0 +1,76 @@
+"""Files of a shard set that can be had again from the rest of it, to the byte, without the source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from .contents import read_members
+from .damage import file_damage
+from .index import index_text
+from .interop import classes_text, info_text
+from .manifest import (
+    CLASSES_NAME,
+    INFO_NAME,
+    MEAN_IMAGE_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    SUMS_NAME,
+    Manifest,
+    file_entry,
+    sums_text,
+)
+from .naming import ShardName
+
+
+def promised_digests(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of every file of a set but the manifest; of early builds only as far as SHA256SUMS is sound."""
+    digests = {SUMS_NAME: manifest.sums_sha256}
+    files = {name: entry.sha256 for name, entry in manifest.files.items()}
+    sums = sums_text(manifest.splits, manifest.files)
+    if not files:
+        found = _read(folder / SUMS_NAME)
+        sums = found.decode("utf-8") if hashlib.sha256(found).hexdigest() == manifest.sums_sha256 else sums
+    for line in sums.splitlines():
+        digest, _, name = line.partition("  ")
+        digests[name] = digest
+    return digests
+
+
+def restored(folder: Path, manifest: Manifest, name: str, sha256: str) -> bytes | None:
+    """The bytes of one file as they were, proved by their SHA-256; None: only the source can tell them."""
+    for data in _candidates(folder, manifest, name, sha256):
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return data
+    return None
+
+
+def _candidates(folder: Path, manifest: Manifest, name: str, sha256: str) -> Iterator[bytes]:
+    if name == SUMS_NAME:
+        files = manifest.files or {
+            other: file_entry(_read(folder / other)) for other in (SAMPLES_NAME, MEAN_IMAGE_NAME, QUARANTINE_NAME)
+        }
+        yield sums_text(manifest.splits, files).encode("ascii")
+    elif name == INFO_NAME:
+        yield info_text(manifest.splits).encode("ascii")
+    elif name == CLASSES_NAME:
+        yield classes_text(manifest.classes).encode("utf-8")
+    elif name.endswith(".idx"):
+        try:
+            with (folder / str(ShardName.parse(name.removesuffix(".idx") + ".tar"))).open("rb") as file:
+                yield index_text(read_members(file)[0]).encode("ascii")
+        except OSError:
+            return
+    elif name in manifest.files:
+        damage = file_damage(_read(folder / name), sha256, manifest.files[name])
+        if damage is not None and damage.mended is not None:
+            yield damage.mended
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file; none where it is not there."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
