@@ -23,7 +23,7 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker
 
-from ...shards import AlexshardError, ShardName, WrongCall, sync_folder
+from ...shards import AlexshardError, WrongCall, sync_folder
 from .cluster_task import (
     TOKEN_NAME,
     Brief,
@@ -37,9 +37,8 @@ from .cluster_task import (
 )
 from .disk import writing
 from .plan import ShardPlan
-from .workers import Job, OnProgress
-
-OnShard = Callable[[ShardName], None]
+from .shard import source_order
+from .workers import Job, OnProgress, OnShard
 
 FOLDER_PREFIX = "cluster-"
 RETRIES = 2  # of a shard that failed for a reason which another try may not meet
@@ -49,12 +48,13 @@ _ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx)://(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+)
 
 
 @contextmanager
-def connected(address: str, *, hung_after: float) -> Iterator[Cluster]:
+def connected(address: str, *, hung_after: float, on_wait: Callable[[str], object]) -> Iterator[Cluster]:
     """A cluster with at least one worker, all of which are of our versions.
 
     Args:
         address: of the scheduler, as tcp://host:8786.
         hung_after: seconds without any worker, or without an image of a shard, that end the work.
+        on_wait: called with a sentence where there is no worker yet.
 
     Raises:
         WrongCall: this is no address.
@@ -80,6 +80,8 @@ def connected(address: str, *, hung_after: float) -> Iterator[Cluster]:
         ) from None
     try:
         cluster = Cluster(client, address, hung_after)
+        if not cluster.num_threads:
+            on_wait(f"{cluster}; waiting for workers, {hung_after:g} s at most")
         cluster.wait_for_workers()
         cluster.check_versions()
         yield cluster
@@ -169,6 +171,11 @@ class Cluster:
         except OSError:
             raise self.gone() from None
 
+    @property
+    def num_threads(self) -> int:
+        """How many shards can be packed at once, now."""
+        return int(self._info()["total_threads"])
+
     def threads(self) -> dict[str, int]:
         """Threads of every worker that is there now, by its address."""
         if self._client.status != "running":
@@ -224,19 +231,20 @@ class _Packing:
         self._on_progress, self._on_shard = on_progress, on_shard
         self._brief_bytes = pickle.dumps(brief)
         self._in_hand: dict[str, _InHand] = {}
-        self._inbox: queue.SimpleQueue[tuple[float, Told] | str] = queue.SimpleQueue()
-        self._last_worker = time.monotonic()
+        self._inbox: queue.SimpleQueue[Told | str] = queue.SimpleQueue()
+        # Seconds in which this process was there to listen: one that was stopped in a terminal and continued an
+        # hour later, or waited long for an upload, takes nobody for hung.
+        self._now = self._last_worker = 0.0
 
     def run(self, plans: Iterator[ShardPlan]) -> None:
-        self._client.subscribe_topic(
-            self._brief.topic, lambda event: self._inbox.put((time.monotonic(), Told.parse(event[1])))
-        )
+        self._client.subscribe_topic(self._brief.topic, lambda event: self._inbox.put(Told.parse(event[1])))
         try:
-            looked, room, more = -LOOK_EVERY_S, 0, True
+            looked, room, more = time.monotonic(), self._look(), True
             while more or self._in_hand:
-                if time.monotonic() - looked >= LOOK_EVERY_S:
+                if (passed := time.monotonic() - looked) >= LOOK_EVERY_S:
+                    looked += passed
+                    self._now += min(passed, 2 * LOOK_EVERY_S)
                     room = self._look()
-                    looked = time.monotonic()
                 while more and len(self._in_hand) < room:
                     plan = next(plans, None)
                     if plan is None:
@@ -266,29 +274,29 @@ class _Packing:
     def _look(self) -> int:
         """Who is there, and who has fallen silent; returns how many shards the cluster should have."""
         threads = self._cluster.threads()
-        now = time.monotonic()
         if threads:
-            self._last_worker = now
-        elif now - self._last_worker > self._cluster.hung_after:
+            self._last_worker = self._now
+        elif self._now - self._last_worker > self._cluster.hung_after:
             raise self._cluster.no_workers()
         if self._inbox.empty():  # else what was told last is not counted yet
             for shard in self._in_hand.values():
                 if shard.worker not in threads:
                     shard.worker = None  # lost: the shard waits for another
-                elif now - shard.told > self._cluster.hung_after:
+                elif self._now - shard.told > self._cluster.hung_after:
                     raise self._hung(shard)
         return sum(threads.values()) + _AHEAD
 
-    def _receive(self, message: tuple[float, Told] | str) -> None:
-        if isinstance(message, str):
-            if message in self._in_hand and self._in_hand[message].future.status != "finished":
-                raise self._failed(self._in_hand[message])
+    def _receive(self, told: Told | str) -> None:
+        if isinstance(
+            told, str
+        ):  # the name of a shard whose task has ended; if it went well, that was told before
+            if told in self._in_hand and self._in_hand[told].future.status != "finished":
+                raise self._failed(self._in_hand[told])
             return
-        when, told = message
         shard = self._in_hand.get(told.shard)
         if shard is None:
             return  # done meanwhile by another worker
-        shard.worker, shard.told, shard.at = told.worker, when, told.images
+        shard.worker, shard.told, shard.at = told.worker, self._now, told.images
         self._count(shard, told)
         if told.error is not None:
             raise told.error
@@ -327,7 +335,7 @@ class _Packing:
 
     def _hung(self, shard: _InHand) -> AlexshardError:
         """Also frees the worker where its nanny can: it would be stuck for whoever comes next, too."""
-        samples = sorted(shard.plan.samples, key=lambda sample: (sample.container, sample.offset, sample.name))
+        samples = source_order(shard.plan.samples)
         at = f"image {samples[shard.at].name}" if shard.at < len(samples) else "at its end, when it is written"
         with suppress(Exception):  # a worker without a nanny stays as it is
             self._client.cancel([shard.future])
@@ -343,9 +351,7 @@ class _Packing:
 
 @contextmanager
 def _own_folder(work: Path, token: str) -> Iterator[Path]:
-    """A new folder inside `work` for what workers write; what clients before us have left there is removed."""
-    for left in work.glob(f"{FOLDER_PREFIX}*"):
-        _remove(left)
+    """A new folder inside `work` for what workers write; gone at the end with all that is in it."""
     own = _absolute(work) / f"{FOLDER_PREFIX}{token}"
     with writing(str(own), work):
         own.mkdir()
@@ -356,12 +362,12 @@ def _own_folder(work: Path, token: str) -> Iterator[Path]:
         _remove(own)
 
 
-def _remove(own: Path) -> None:
+def _remove(folder: Path) -> None:
     """First by another name, so that a worker which still writes there makes nothing new meanwhile."""
-    gone = own.with_name(f"{own.name.removesuffix('.gone')}.gone")
+    other = folder.with_name(f"{FOLDER_PREFIX}{secrets.token_hex(8)}")
     with suppress(OSError):
-        own.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(other)
+    shutil.rmtree(other, ignore_errors=True)
 
 
 def _move(names: tuple[str, ...], source: Path, dest: Path) -> None:
