@@ -39,6 +39,7 @@ from .writer import (
     quarantine_file,
     samples_file,
     sync_folder,
+    unique_part_suffix,
 )
 
 __all__ = [
