@@ -20,9 +20,11 @@ from .identity import Identity, identity_of
 from .output import WORK_NAME, Output, check_finished, check_output, check_space, locked_output
 from .plan import SplitPlan, plan_splits, sample_bytes
 from .quarantine import MaxBad
+from .publish import UPLOADS, Publisher, check_prefix, published, publishing
 from .resume import HalfBuilt, continue_build, half_built, names_of, planned_images, take_over
 from .shard import SPOOL_BYTES
 from .sources import Listing, Refusal, cached_listing, save_listing
+from .stores import Store
 from .workers import HUNG_AFTER_S, Executor, Job, default_workers, pack_shards
 
 _SPACE_MARGIN = 1.25  # of the estimate: pictures differ in how well they compress
@@ -35,6 +37,7 @@ class BuildSettings:
 
     source: Path
     out: Path
+    store: Store | None = None  # where the set goes; `out` then is the folder in which the work is done
     image: ImageFormat
     splits: tuple[Split, ...] | None = None  # None: all that the source has
     samples_per_shard: int | None = None  # None: see plan.default_samples_per_shard
@@ -43,6 +46,11 @@ class BuildSettings:
     unlabelled: bool = False
     exact: bool = False  # decode all pixels of large JPEGs too
     statistics_from: Path | None = None  # the set whose classes, mean and components a set without train takes
+
+    @property
+    def destination(self) -> str:
+        """Where the finished set lies, as messages show it."""
+        return self.store.shown if self.store else str(self.out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,9 @@ class BuildPlan:
         # Workers keep a large shard on the disk until all of it can be written in order.
         shard = max(min(len(split.order), split.samples_per_shard) for split in self.splits.values())
         shard_bytes = shard * sample_bytes(self.settings.image)
+        if self.settings.store is not None:
+            # What is packed, waits and is being sent at a time; the rest is in the store.
+            images = min(images, 2 * (workers + UPLOADS) * shard_bytes)
         spools = min(workers, self.num_shards) * shard_bytes if shard_bytes > SPOOL_BYTES else 0
         return round((images + spools) * _SPACE_MARGIN) + sums
 
@@ -136,6 +147,8 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
     Raises:
         AlexshardError: whatever can be known to go wrong before the work starts.
     """
+    if settings.store is not None:
+        check_prefix(settings.store)
     reference = None
     if settings.statistics_from is not None:
         reference = ShardSet.open(settings.statistics_from)
@@ -174,10 +187,21 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
             f"{' and '.join(empty)} of {settings.source} holds no image",
             remedy="mend the source, or choose other splits with --splits",
         )
-    facts = _build_facts(settings, listing, splits)
+    facts = build_facts(settings, listing, splits)
     identity = identity_of(listing, settings.image, facts, reference.digest if reference else None)
-    check_finished(settings.out, identity.digest)
+    _finished(settings, identity.digest)
     return BuildPlan(settings, listing, splits, reference, facts, identity)
+
+
+def _finished(settings: BuildSettings, plan: str) -> bool:
+    """Whether the finished set of the plan is where this build would put it.
+
+    Raises:
+        WrongCall: the finished set of another plan is there.
+    """
+    if settings.store is not None:
+        return published(settings.store, plan) is not None
+    return check_finished(settings.out, plan)
 
 
 def build(
@@ -204,51 +228,81 @@ def build(
         Whatever is raised, nothing looks like a shard set, and the same call continues.
     """
     settings, began = plan.settings, Usage.now()
-    if check_finished(settings.out, plan.identity.digest) and not (settings.out / WORK_NAME).exists():
+    if _finished(settings, plan.identity.digest) and not (settings.out / WORK_NAME).exists():
         return _complete_already(plan, began)
     workers = min(workers, plan.num_shards)
     if not restart:
         check_space(settings.out, plan.needed_bytes(workers))
     with locked_output(settings.out, settings.source) as output:
-        if check_finished(settings.out, plan.identity.digest):
+        if _finished(settings, plan.identity.digest):
             output.complete = True
             return _complete_already(plan, began)
         continue_build(output, plan.identity, restart=restart)
+        if restart:
+            check_space(settings.out, plan.needed_bytes(workers))  # only now is what was there gone
         if plan.listing.hangs_on and not output.listing.exists():
             save_listing(plan.listing, output.listing)
 
-        def count(images: int, refusals: Sequence[Refusal]) -> None:
-            if refusals:
-                output.refusals.extend(refusals)
-                settings.max_bad.check(output.refusals, plan.found, str(output.quarantine))
-            on_progress(images, len(output.refusals))
-
-        count(len(plan.listing.refusals), plan.listing.refusals)
-        kept = take_over(
-            output,
-            plan.splits,
-            threads=default_workers(),
-            on_kept=lambda shard: count(shard.images, shard.refusals),
-        )
-        job = Job(plan.listing.containers, settings.image, output.work, hung_after_s)
-        missing = [name for name in names_of(plan.splits) if name not in kept]
-        shards = (plan.splits[name.split].shard(name.number) for name in missing)
-        pack = executor or partial(pack_shards, workers=min(workers, len(missing)))
-        pack(
-            shards,
-            job,
-            on_progress=count,
-            on_shard=lambda _: None,
-        )
-        manifest, refusals, remarks = finish(plan, output, plan.facts | {"plan": plan.identity.digest})
+        with publishing(settings.store, output.work, plan=plan.identity.digest, restart=restart) as publisher:
+            report = _pack(
+                plan,
+                output,
+                publisher,
+                workers=workers,
+                on_progress=on_progress,
+                hung_after_s=hung_after_s,
+                executor=executor,
+            )
         output.complete = True
+    report.usage = Usage.now() - began
+    return report
+
+
+def _pack(
+    plan: BuildPlan,
+    output: Output,
+    publisher: Publisher | None,
+    *,
+    workers: int,
+    on_progress: Callable[[int, int], object],
+    hung_after_s: float,
+    executor: Executor | None,
+) -> BuildReport:
+    """Take over what is there, pack what is missing, and finish the set; see `build`."""
+
+    def count(images: int, refusals: Sequence[Refusal]) -> None:
+        if publisher is not None:
+            publisher.check()
+        if refusals:
+            output.refusals.extend(refusals)
+            plan.settings.max_bad.check(output.refusals, plan.found, str(output.quarantine))
+        on_progress(images, len(output.refusals))
+
+    count(len(plan.listing.refusals), plan.listing.refusals)
+    kept = take_over(
+        output,
+        plan.splits,
+        threads=default_workers(),
+        on_kept=lambda shard: count(shard.images, shard.refusals),
+        **({"in_store": publisher.holds} if publisher else {}),
+    )
+    if publisher is not None:
+        publisher.take_over(sorted(kept))
+    job = Job(plan.listing.containers, plan.settings.image, output.work, hung_after_s)
+    missing = [name for name in names_of(plan.splits) if name not in kept]
+    shards = (plan.splits[name.split].shard(name.number) for name in missing)
+    pack = executor or partial(pack_shards, workers=min(workers, len(missing)))
+    pack(shards, job, on_progress=count, on_shard=publisher.offer if publisher else lambda _: None)
+    if publisher is not None:
+        publisher.drain()
+    facts = plan.facts | {"plan": plan.identity.digest}
+    manifest, refusals, remarks = finish(plan, output, facts, publisher)
     return BuildReport(
         manifest,
         refusals,
         [*output.remarks, *remarks],
         shards_kept=len(kept),
         images_kept=sum(planned_images(plan.splits, name) for name in kept),
-        usage=Usage.now() - began,
     )
 
 
@@ -258,6 +312,10 @@ def _complete_already(plan: BuildPlan, began: Usage) -> BuildReport:
     Raises:
         AlexshardError: files of it are missing or of other sizes.
     """
+    if plan.settings.store is not None:
+        manifest = published(plan.settings.store, plan.identity.digest)
+        assert manifest is not None
+        return BuildReport(manifest, was_complete=True, usage=Usage.now() - began)
     out = plan.settings.out
     manifest = Manifest.load(out)
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
@@ -274,12 +332,17 @@ def _complete_already(plan: BuildPlan, began: Usage) -> BuildReport:
     return BuildReport(manifest, was_complete=True, usage=Usage.now() - began)
 
 
-def half_built_state(plan: BuildPlan) -> HalfBuilt:
-    """What the output holds of an unfinished build; nothing is changed."""
+def is_complete(plan: BuildPlan) -> bool:
+    """Whether the output holds the finished set of this plan."""
+    return check_finished(plan.settings.out, plan.identity.digest)
+
+
+def half_built_state(plan: BuildPlan) -> HalfBuilt | None:
+    """What the output holds of an unfinished build, if it holds one; nothing is changed."""
     return half_built(Output(plan.settings.out), plan.splits, plan.identity)
 
 
-def _build_facts(settings: BuildSettings, listing: Listing, splits: dict[Split, SplitPlan]) -> dict[str, Any]:
+def build_facts(settings: BuildSettings, listing: Listing, splits: dict[Split, SplitPlan]) -> dict[str, Any]:
     """What decides the bytes of the set; neither time, host, path nor number of workers."""
     return {
         "alexshard": __version__,

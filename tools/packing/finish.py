@@ -24,6 +24,7 @@ from ...shards import (
 )
 from .identity import changed_since
 from .output import Output
+from .publish import Publisher
 from .resume import give_places
 from .shard import ShardRecord, sums_path
 from .sources import BadSource, Refusal
@@ -44,7 +45,9 @@ class Tally:
     labels: Counter[int] = field(default_factory=Counter)  # training samples by label
 
 
-def finish(plan: BuildPlan, output: Output, facts: Mapping[str, Any]) -> tuple[Manifest, list[Refusal], list[str]]:
+def finish(
+    plan: BuildPlan, output: Output, facts: Mapping[str, Any], publisher: Publisher | None
+) -> tuple[Manifest, list[Refusal], list[str]]:
     """Add up what the shards recorded, give them their places, and write the manifest.
 
     May be ended anywhere and done again. Returns the manifest, all refusals, and remarks.
@@ -57,9 +60,12 @@ def finish(plan: BuildPlan, output: Output, facts: Mapping[str, Any]) -> tuple[M
         _add_up(tally, plan, split, output.work)
     _check_source(plan)
     statistics, mean_image = _statistics(plan, output.work)
-    give_places(output, {planned: (name, tally.bytes[planned]) for planned, name in tally.names.items()})
+    if publisher is None:
+        give_places(output, {planned: (name, tally.bytes[planned]) for planned, name in tally.names.items()})
+    else:
+        output.set_files.mkdir(exist_ok=True)
     manifest = finish_shard_set(
-        output.folder,
+        output.set_files if publisher else output.folder,
         image=plan.settings.image,
         splits=tally.splits,
         classes=plan.listing.classes,
@@ -69,6 +75,8 @@ def finish(plan: BuildPlan, output: Output, facts: Mapping[str, Any]) -> tuple[M
         rows=_rows(plan, output.work, tally.names),
         quarantine=map(asdict, tally.refusals),
     )
+    if publisher is not None:
+        publisher.finish(output.set_files, tally.names)
     remarks = list(plan.listing.remarks)
     empty = [entry.synset for label, entry in enumerate(manifest.classes) if not tally.labels[label]]
     if empty and Split.TRAIN in plan.splits:

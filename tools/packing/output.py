@@ -40,6 +40,7 @@ from .sources import Refusal
 WORK_NAME = ".build"
 PLAN_NAME = "plan.json"
 LISTING_NAME = "listing.npz"
+REPAIR_NAME = "repair"  # a folder in which a repair works
 _SHARD = r"(train|val|test)-\d{6}"
 _PART = rf"{re.escape(PART_SUFFIX)}[A-Za-z0-9_-]*"
 _SET_FILES = re.compile(
@@ -47,8 +48,8 @@ _SET_FILES = re.compile(
     rf"{MANIFEST_NAME}|{INFO_NAME}|{CLASSES_NAME})({_PART})?"
 )
 _WORK_FILES = re.compile(
-    rf"({LOCK_NAME}|{PLAN_NAME}|listing\.[a-z]+|{QUARANTINE_NAME}|{_SHARD}\.(tar|idx|json|npz))({_PART})?|"
-    r"[a-z]+\.part-[A-Za-z0-9_-]+|cluster-[0-9a-f]+"
+    rf"({LOCK_NAME}|{PLAN_NAME}|listing\.[a-z]+|{QUARANTINE_NAME}|{_SHARD}\.(tar|idx|json|npz|sent))({_PART})?|"
+    rf"[a-z]+\.part-[A-Za-z0-9_-]+|cluster-[0-9a-f]+|set|{REPAIR_NAME}"
 )
 _NOBODYS = re.compile(r"\.nfs[0-9a-f]+")  # a network disk's own, of a file that was removed while it was open
 
@@ -155,6 +156,11 @@ class Output:
         return self.work / LISTING_NAME
 
     @property
+    def set_files(self) -> Path:
+        """Where a set that goes to a store has what is no shard; never a set by itself."""
+        return self.work / "set"
+
+    @property
     def quarantine(self) -> Path:
         """Where the list of refused images lies if the build fails."""
         return self.work / QUARANTINE_NAME
@@ -204,14 +210,14 @@ def locked_output(folder: Path, source: Path) -> Iterator[Output]:
                 finally:
                     # From here on a signal has nothing to stop.
                     with signals_ignored(signal.SIGINT, signal.SIGTERM):
-                        _tidy(output)
+                        tidy(output)
     finally:
         for path in reversed(made):
             with suppress(OSError):  # not empty
                 path.rmdir()
 
 
-def _tidy(output: Output) -> None:
+def tidy(output: Output) -> None:
     """Put the work folder in order: away with it if nobody will need it, else without what is half-written."""
     with suppress(OSError):  # of a disk that is full or gone, perhaps the very reason why the build failed
         if output.complete or not output.plan.exists():

@@ -16,7 +16,7 @@ import queue
 import re
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -75,6 +75,36 @@ def check_prefix(store: Store) -> Manifest | None:
     return None
 
 
+def published(store: Store, plan: str) -> Manifest | None:
+    """The manifest of the finished set of a plan, if that is what lies below the prefix.
+
+    Raises:
+        WrongCall: the finished set of another plan lies there, or other things.
+        AlexshardError: it is the one, and objects of it are missing or of other sizes.
+    """
+    manifest = check_prefix(store)
+    if manifest is None:
+        return None
+    if manifest.build.get("plan") != plan:
+        raise WrongCall(
+            f"{store.shown} is a shard set already, made by another command",
+            why="a set is never overwritten: checkpoints may refer to it",
+            remedy="use it, remove it, or choose another prefix with --out",
+        )
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    sizes |= {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
+    there = store.listing()
+    if wrong := [name for name, size in sizes.items() if name not in there or there[name].bytes != size]:
+        raise AlexshardError(
+            f"{store.shown} is a finished shard set, but {wrong[0]} is not as it was sent",
+            why="training would read wrong pixels or labels, or stop",
+            remedy="remove its manifest.json and the same command builds the set again",
+        )
+    if MARK_NAME in there:
+        store.remove(MARK_NAME)  # of a build that ended between its manifest and this
+    return manifest
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """Whose a half-built prefix is."""
@@ -118,13 +148,18 @@ class Mark:
 
 
 @contextmanager
-def publishing(store: Store, work: Path, *, plan: str, restart: bool) -> Iterator[Publisher]:
+def publishing(store: Store | None, work: Path, *, plan: str, restart: bool) -> Iterator[Publisher | None]:
     """The prefix, taken for a build that works in `work`; left to the next one when it ends, however it ends.
+
+    Without a store there is nothing to publish.
 
     Raises:
         WrongCall: another build is at work on it, or another plan's shards lie there.
         AlexshardError: the store fails.
     """
+    if store is None:
+        yield None
+        return
     publisher = Publisher(store, work)
     mark = _taken(store, Mark.mine(plan), restart=restart)
     try:
@@ -184,6 +219,10 @@ class Sent:
             return None
 
 
+def sent_path(work: Path, name: ShardName) -> Path:
+    return work / str(name).replace(".tar", ".sent")
+
+
 class Publisher:
     """Uploads of one build; see the head of this page."""
 
@@ -210,11 +249,19 @@ class Publisher:
 
     def holds(self, name: ShardName) -> bool:
         """Whether the store had this shard, as it was sent, when the build began."""
-        sent = Sent.load(self._sent_path(name))
+        sent = Sent.load(sent_path(self._work, name))
         if sent is None:
             return False
         stored = ShardName.parse(sent.name)
         return self._there.get(str(stored)) == sent.shard and self._there.get(stored.index_name) == sent.index
+
+    def take_over(self, names: Iterable[ShardName]) -> None:
+        """Have those shards of an earlier run uploaded that are not in the store."""
+        for name in names:
+            if self.holds(name):
+                (self._work / str(name)).unlink(missing_ok=True)
+            else:
+                self.offer(name)
 
     def offer(self, name: ShardName) -> None:
         """Have a finished shard uploaded; waits while several others wait.
@@ -222,7 +269,7 @@ class Publisher:
         Raises:
             AlexshardError: an upload has failed, of this shard or another.
         """
-        self._sent_path(name).unlink(missing_ok=True)
+        sent_path(self._work, name).unlink(missing_ok=True)
         if not (self._work / str(name)).exists():
             return  # all its images were bad
         while True:
@@ -302,7 +349,7 @@ class Publisher:
                 self.store.put_bytes(MARK_NAME, replace(self._mark, pid=0).data())
 
     def _placed(self, planned: ShardName, final: ShardName) -> Sent:
-        path = self._sent_path(planned)
+        path = sent_path(self._work, planned)
         sent = Sent.load(path)
         if sent is None:
             raise AlexshardError(
@@ -316,15 +363,12 @@ class Publisher:
         sent.save(path)
         return sent
 
-    def _sent_path(self, name: ShardName) -> Path:
-        return self._work / str(name).replace(".tar", ".sent")
-
     def _upload(self) -> None:
         try:
             while (name := self._queue.get()) is not None:
                 index = self.store.put(self._work / name.index_name, name.index_name)
                 Sent(str(name), self.store.put(self._work / str(name), str(name)), index).save(
-                    self._sent_path(name)
+                    sent_path(self._work, name)
                 )
                 (self._work / str(name)).unlink()
         except BaseException as error:

@@ -17,6 +17,7 @@ from .identity import Identity
 from .lock import LOCK_NAME
 from .output import LISTING_NAME, PLAN_NAME, Output
 from .plan import SplitPlan
+from .publish import sent_path
 from .shard import ShardRecord, file_sha256, record_path, sums_path
 from .sources import Refusal
 
@@ -39,7 +40,6 @@ class HalfBuilt:
     shards: int  # with a record
     images: int
     differences: tuple[str, ...]  # to the build that is asked for; empty: it would continue
-    is_there: bool
 
 
 def names_of(splits: dict[Split, SplitPlan]) -> Iterator[ShardName]:
@@ -53,14 +53,14 @@ def planned_images(splits: dict[Split, SplitPlan], name: ShardName) -> int:
     return min(plan.samples_per_shard, len(plan.order) - name.number * plan.samples_per_shard)
 
 
-def half_built(output: Output, splits: dict[Split, SplitPlan], identity: Identity) -> HalfBuilt:
-    """Look at an output without changing anything."""
+def half_built(output: Output, splits: dict[Split, SplitPlan], identity: Identity) -> HalfBuilt | None:
+    """Look at an output without changing anything; None: it holds no unfinished build."""
     if not output.plan.exists():
-        return HalfBuilt(0, 0, (), is_there=False)
+        return None
     differences = identity.differences(Identity.load(output.plan))
     finished = [name for name in names_of(splits) if record_path(output.work, name).exists()]
     images = sum(planned_images(splits, name) for name in finished)
-    return HalfBuilt(len(finished), images, tuple(differences), is_there=True)
+    return HalfBuilt(len(finished), images, tuple(differences))
 
 
 def continue_build(output: Output, identity: Identity, *, restart: bool) -> None:
@@ -97,12 +97,18 @@ def _another_build(output: Output, differences: Sequence[str]) -> WrongCall:
 
 
 def take_over(
-    output: Output, splits: dict[Split, SplitPlan], *, threads: int, on_kept: Callable[[Kept], object]
+    output: Output,
+    splits: dict[Split, SplitPlan],
+    *,
+    threads: int,
+    on_kept: Callable[[Kept], object],
+    in_store: Callable[[ShardName], bool] = lambda _: False,
 ) -> set[ShardName]:
     """Names of the finished shards that are as they were left; of anything else nothing remains.
 
     Args:
         on_kept: called for each of them, in order.
+        in_store: whether a shard whose tar is not here lies in a store as it was sent.
     """
     output.discard_parts()
     _move_back(output, splits)
@@ -110,7 +116,7 @@ def take_over(
     sound: set[ShardName] = set()
     unsound: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
-        looks = pool.map(lambda name: _look(output.work, name, planned_images(splits, name)), finished)
+        looks = pool.map(lambda name: _look(output.work, name, planned_images(splits, name), in_store), finished)
         for name, found in zip(finished, looks, strict=True):
             if isinstance(found, Kept):
                 sound.add(name)
@@ -128,13 +134,13 @@ def take_over(
     return sound
 
 
-def files_of_shard(name: ShardName) -> tuple[str, str, str, str]:
+def files_of_shard(name: ShardName) -> tuple[str, ...]:
     """Names of a finished shard's files in the work folder, the record last."""
-    folder = Path()
-    return str(name), name.index_name, sums_path(folder, name).name, record_path(folder, name).name
+    paths = (sent_path(Path(), name), sums_path(Path(), name), record_path(Path(), name))
+    return str(name), name.index_name, *(path.name for path in paths)
 
 
-def _look(work: Path, name: ShardName, images: int) -> Kept | str:
+def _look(work: Path, name: ShardName, images: int, in_store: Callable[[ShardName], bool]) -> Kept | str:
     """A finished shard if it is sound, else what is wrong with it."""
     try:
         record = ShardRecord.load(work, name)
@@ -146,11 +152,13 @@ def _look(work: Path, name: ShardName, images: int) -> Kept | str:
         return "its record does not add up"
     try:
         if record.entry is not None:
-            size = (work / str(name)).stat().st_size
-            if size != record.entry.bytes:
-                return f"{size:,} bytes, not {record.entry.bytes:,}"
-            if file_sha256(work / str(name)) != record.entry.sha256:
-                return "other bytes than were written"
+            tar = work / str(name)
+            if tar.exists() or not in_store(name):
+                size = tar.stat().st_size
+                if size != record.entry.bytes:
+                    return f"{size:,} bytes, not {record.entry.bytes:,}"
+                if file_sha256(tar) != record.entry.sha256:
+                    return "other bytes than were written"
             if file_sha256(work / name.index_name) != record.entry.index_sha256:
                 return "its index has other bytes than were written"
         if record.sums_sha256 != (file_sha256(sums_path(work, name)) if name.split is Split.TRAIN else None):

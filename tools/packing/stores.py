@@ -175,9 +175,9 @@ class Store:
         except FileExistsError:
             # Ours, if the answer to the first attempt was lost and the second met its work.
             return self.read(name) == data
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             self._check_bucket()
-            raise
+            raise self._patience.failed("write", name, error) from None
         if (stored := self.stat(name)) is not None:
             self._etag_is_md5 = stored.tag == hashlib.md5(data, usedforsecurity=False).hexdigest()
         return True
@@ -219,7 +219,10 @@ class Store:
                 raise OSError(f"the copy has {stored.bytes:,} bytes, the original {source.bytes:,}")
             return stored
 
-        return self._patience.run("copy", new, copy)
+        try:
+            return self._patience.run("copy", new, copy)
+        except FileNotFoundError as error:
+            raise self._patience.failed("copy", old, error) from None
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
