@@ -21,13 +21,15 @@ help: ## list the targets
 .PHONY: setup
 setup: $(READY) ## make .venv with everything (CUDA=cuda12 for DALI's older build)
 
-$(READY): pyproject.toml setup.cfg constraints.txt
+$(READY): pyproject.toml setup.cfg constraints.txt tools/packing/_square.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "alexshard needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@# DALI's two builds hold the same files: the other one goes, with its mark, before this one comes.
 	@rm -f $(VENV)/ready-*; $(BIN)/pip uninstall --quiet --yes $(OTHER_DALI) 2> /dev/null || true
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,dev]'
+	@ls tools/packing/_square.*.so > /dev/null 2>&1 \
+	|| echo "no C compiler was found; packing works, a fifth slower"
 	@echo "compiling $(PILLOW_SIMD)"
 	@flags=$$(grep -qsw avx2 /proc/cpuinfo && echo ' -mavx2'); \
 	CC="cc$$flags" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
@@ -65,9 +67,10 @@ types: setup ## mypy --strict
 	MYPYPATH=build/typing $(BIN)/mypy -p alexshard
 
 .PHONY: bench
-bench: setup ## where the loader's time goes (on shards/)
+bench: setup ## where the loader's time goes (on shards/), and packing's where DATA is given
 	tools/bench_loader
+	$(if $(DATA),tools/bench_build "$(DATA)")
 
 .PHONY: clean
 clean: ## remove what make made (not shards, runs or data)
-	rm -rf $(VENV) build demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build demo *.egg-info tools/packing/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

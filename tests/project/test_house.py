@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -152,6 +153,15 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert code == {f"alexshard/{path.relative_to(ROOT).as_posix()}" for path in SOURCES} | {
         "alexshard/__init__.py"
     }
+
+
+def test_the_wheel_holds_the_compiled_loops_where_there_is_a_compiler(wheel: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("NOT TESTED: no C compiler")
+    with zipfile.ZipFile(wheel) as archive:
+        compiled = [name for name in archive.namelist() if name.endswith(".so")]
+
+    assert [Path(name).parent.as_posix() for name in compiled] == ["alexshard/tools/packing"]
 
 
 def test_every_module_of_the_installed_wheel_imports(wheel: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def findings():
 
 def test_everything_it_stands_on_is_looked_at(findings):
     assert set(findings) == {
-        "python", "machine", "numpy", "pillow", "simplejpeg", "scipy",
+        "python", "machine", "numpy", "packing", "pillow", "simplejpeg", "scipy",
         "webdataset", "dali", "torch", "gpu", "tensorboard", "disk",
     }  # fmt: skip
 
@@ -50,6 +50,14 @@ def test_a_broken_library_is_a_problem_with_a_remedy_and_exit_code_1(tmp_path):
     assert "problem  simplejpeg   broken: OSError: its library is missing" in done.stdout
     assert "what to do: pip install --force-reinstall simplejpeg" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_loops_that_were_not_compiled_are_noted(monkeypatch):
+    monkeypatch.setitem(sys.modules, "alexshard.tools.packing._square", None)
+    finding = next(finding for finding in doctor.examine() if finding.about == "packing")
+
+    assert finding.status == doctor.NOTE
+    assert "Pillow and NumPy do the same" in finding.found
 
 
 def test_a_missing_dali_is_a_problem_and_both_builds_at_once_are_one(monkeypatch):
