@@ -7,8 +7,11 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +21,9 @@ from . import info as info_report
 from .report import json_on_failure, print_json
 from .swatches import shows_colours
 from .terminal import Cli, Progress, signals_raise, table
+
+if TYPE_CHECKING:
+    from .packing.cluster import Cluster
 
 FOLDER = click.Path(path_type=Path)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -68,6 +74,11 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the order.")
 @click.option("-j", "--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one a core]")
 @click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Pack on the workers of this Dask scheduler, as tcp://host:8786, instead of in processes here.",
+)
+@click.option(
     "--max-bad",
     default="0.1%",
     show_default=True,
@@ -98,6 +109,7 @@ def build(
     splits: str | None,
     seed: int,
     workers: int | None,
+    scheduler: str | None,
     max_bad: str,
     unlabelled: bool,
     statistics_from: Path | None,
@@ -130,8 +142,13 @@ def build(
         unlabelled=unlabelled,
         statistics_from=statistics_from,
     )
-    workers = workers or packing.default_workers()
-    with signals_raise(signal.SIGTERM):
+    if scheduler is not None and workers is not None:
+        raise WrongCall(
+            "-j is of processes on this machine, and --scheduler has the shards packed by a cluster's workers",
+            remedy="leave out one of the two",
+        )
+    with signals_raise(signal.SIGTERM), _cluster(scheduler, hung_after) as cluster:
+        workers = cluster.num_threads if cluster else workers or packing.default_workers()
         with Progress("look", None, "images") as progress:
             plan = packing.plan_build(settings, on_found=progress.advance)
         if dry_run:
@@ -145,8 +162,31 @@ def build(
                 on_progress=lambda images, bad: progress.advance(images, note=f"{bad:,} bad" if bad else ""),
                 restart=restart,
                 hung_after_s=hung_after,
+                executor=cluster.pack_shards if cluster else None,
             )
     click.echo(build_report.summary_text(plan, report, time.monotonic() - started))
+
+
+@contextmanager
+def _cluster(scheduler: str | None, hung_after: float) -> Iterator[Cluster | None]:
+    """The cluster of a scheduler, once it is fit for work; without a scheduler none."""
+    if scheduler is None:
+        yield None
+        return
+    try:
+        from .packing.cluster import connected
+    except ModuleNotFoundError as error:
+        raise WrongCall(
+            f"--scheduler needs the extra `cluster`: {error.name} is not installed",
+            remedy="pip install dask distributed",
+        ) from None
+
+    def tell(what: object) -> None:
+        click.echo(what, err=True)
+
+    with connected(scheduler, hung_after=hung_after, on_wait=tell) as cluster:
+        tell(cluster)
+        yield cluster
 
 
 @main.command()
