@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from .finish import finish
 from .identity import Identity, identity_of
 from .output import WORK_NAME, Output, check_finished, check_output, check_space, locked_output
 from .plan import SplitPlan, plan_splits, sample_bytes
+from .publish import MARK_NAME, UPLOADS, Publisher, check_prefix, published, publishing
 from .quarantine import MaxBad
-from .publish import UPLOADS, Publisher, check_prefix, published, publishing
 from .resume import HalfBuilt, continue_build, half_built, names_of, planned_images, take_over
 from .shard import SPOOL_BYTES
 from .sources import Listing, Refusal, cached_listing, save_listing
@@ -254,6 +255,9 @@ def build(
                 executor=executor,
             )
         output.complete = True
+    if settings.store is not None:
+        with suppress(OSError):  # somebody else uses it too
+            settings.out.rmdir()
     report.usage = Usage.now() - began
     return report
 
@@ -315,6 +319,7 @@ def _complete_already(plan: BuildPlan, began: Usage) -> BuildReport:
     if plan.settings.store is not None:
         manifest = published(plan.settings.store, plan.identity.digest)
         assert manifest is not None
+        plan.settings.store.remove(MARK_NAME)  # of a build that ended between its manifest and this
         return BuildReport(manifest, was_complete=True, usage=Usage.now() - began)
     out = plan.settings.out
     manifest = Manifest.load(out)
@@ -334,7 +339,7 @@ def _complete_already(plan: BuildPlan, began: Usage) -> BuildReport:
 
 def is_complete(plan: BuildPlan) -> bool:
     """Whether the output holds the finished set of this plan."""
-    return check_finished(plan.settings.out, plan.identity.digest)
+    return _finished(plan.settings, plan.identity.digest)
 
 
 def half_built_state(plan: BuildPlan) -> HalfBuilt | None:

@@ -36,7 +36,8 @@ from ...shards import (
     WrongCall,
     appearing_whole,
 )
-from .stores import Store, Stored
+from .patience import is_address
+from .stores import Store, Stored, local_name
 
 MARK_NAME = ".build/lock"
 UPLOADS = 3  # at a time; one stream alone seldom fills a line
@@ -48,6 +49,26 @@ _OURS = re.compile(
     rf"((train|val|test)-\d{{6}}\.(tar|idx)|{'|'.join(map(re.escape, _SIDE_FILES))}|{re.escape(MARK_NAME)})"
     r"(\.part-[0-9a-f]{16})?"
 )
+
+
+def destination(out: str, work: Path | None) -> tuple[Path, Store | None]:
+    """The folder that a build works in, and the store that the set goes to if `out` is an address.
+
+    Raises:
+        WrongCall: the address is none, or a work folder is given for a set that needs none.
+    """
+    if is_address(out):
+        return work or _work_folder(out), Store(out)
+    if work is not None:
+        raise WrongCall(
+            "--work is for a set that goes to a store", remedy="leave it out, or give --out an address"
+        )
+    return Path(out), None
+
+
+def _work_folder(address: str) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "alexshard" / "builds" / local_name(address)
 
 
 def is_ours(name: str) -> bool:
@@ -100,8 +121,6 @@ def published(store: Store, plan: str) -> Manifest | None:
             why="training would read wrong pixels or labels, or stop",
             remedy="remove its manifest.json and the same command builds the set again",
         )
-    if MARK_NAME in there:
-        store.remove(MARK_NAME)  # of a build that ended between its manifest and this
     return manifest
 
 
