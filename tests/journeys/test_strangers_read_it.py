@@ -38,10 +38,6 @@ def packed(request: pytest.FixtureRequest, make_desk: Callable[[str], Any]) -> P
     return desk.folder / "set", json.loads((source / "EXPECTED.json").read_text(encoding="utf-8"))
 
 
-def tars(folder: Path, split: str) -> list[str]:
-    return [str(path) for path in sorted(folder.glob(f"{split}-*.tar"))]
-
-
 def rows(folder: Path, split: str) -> Iterator[dict[str, str]]:
     with (folder / "samples.tsv").open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -65,9 +61,11 @@ def true_label(expected: dict[str, Any], row: dict[str, str]) -> int:
 
 def test_webdataset_reads_every_sample_with_its_right_label_and_size(packed):
     folder, expected = packed
-    side = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["image"]["side"]
+    told = json.loads(run(*alexshard("info", folder, "--json")))
+    side = told["image"]["side"]
     for split, content in expected["splits"].items():
-        dataset = webdataset.WebDataset(tars(folder, split), shardshuffle=False)
+        pattern = f"{folder}/{told['splits'][split]['files']}"
+        dataset = webdataset.WebDataset(pattern, shardshuffle=False)
         read = [(image.size, label) for image, label in dataset.decode("pil").to_tuple("jpg", "cls")]
 
         assert len(read) == content["images"]
