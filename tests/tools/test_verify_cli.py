@@ -62,15 +62,32 @@ def test_a_raw_set_is_read_deeply_too(raw_sample_set):
     }
 
 
-def test_a_flipped_bit_of_an_image_is_told_on_one_line_a_problem_with_exit_code_1(copied):
+def test_a_flipped_bit_is_one_line_with_file_byte_and_key_and_exit_code_1(copied):
     index = ShardSet.open(copied).index("val")
-    flip(copied / "val-000000.tar", int(index.offset[7]) + 900)
+    byte = int(index.offset[7]) + 900
+    was = (copied / "val-000000.tar").read_bytes()[byte]
+    flip(copied / "val-000000.tar", byte)
     done = verify(copied)
 
     assert done.returncode == 1
-    assert "val-000000.tar" in done.stdout
-    assert all(line.split(" ")[0].rstrip(":") == "val-000000.tar" for line in done.stdout.splitlines())
-    assert "what to do" in done.stderr
+    assert done.stdout.splitlines() == [
+        f"val-000000.tar at byte {byte}, sample {index.keys[7]}: in its image, "
+        f"bit 0 is flipped: 0x{was ^ 1:02x} where 0x{was:02x} was written"
+    ]
+    assert f"alexshard verify {copied} --repair SOURCE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "byte"),
+    [("train-000000.idx", 30), ("samples.tsv", 5000), ("mean_image.npy", 99), ("manifest.json", 7)],
+)
+def test_so_it_is_in_every_other_file(copied, name, byte):
+    flip(copied / name, byte)
+    done = verify(copied, "--json")
+
+    assert done.returncode == 1
+    told = json.loads(done.stdout)["problems"]
+    assert [(problem["file"], problem["offset"]) for problem in told] == [(name, byte)]
 
 
 def test_a_flipped_bit_of_a_header_is_told_with_file_offset_and_key(copied):
@@ -80,14 +97,6 @@ def test_a_flipped_bit_of_a_header_is_told_with_file_offset_and_key(copied):
 
     assert done.returncode == 1
     assert done.stdout.startswith(f"val-000000.tar at byte {index.offset[7] - 512}, sample {index.keys[7]}: ")
-
-
-def test_a_flipped_bit_of_an_index_is_found(copied):
-    flip(copied / "train-000000.idx", 30)
-    done = verify(copied)
-
-    assert done.returncode == 1
-    assert done.stdout.startswith("train-000000.idx")
 
 
 def test_a_missing_shard_is_found(copied):
@@ -115,6 +124,21 @@ def test_the_deep_reading_finds_an_image_that_does_not_decode(copied):
 
     assert [(p.file, p.offset, p.key) for p in problems] == [("val-000000.tar", at, index.keys[3])]
     assert "webdataset cannot read this" in problems[0].what
+
+
+def test_the_deep_reading_finds_an_image_that_decodes_but_is_another(copied):
+    shard_set = ShardSet.open(copied)
+    index = shard_set.index("val")
+    path, at = copied / "val-000000.tar", int(index.offset[3])
+    data = bytearray(path.read_bytes())
+    table = data.index(b"\xff\xdb\x00\x43", at) + 5
+    assert table < at + int(index.size[3])
+    data[table] = 200  # of the quantisation: coarser, and still a JPEG
+    path.write_bytes(data)
+
+    assert [(p.key, p.what) for p in deep_verify(shard_set)] == [
+        (index.keys[3], "its image has another CRC-32 than samples.tsv says")
+    ]
 
 
 def test_the_deep_reading_finds_a_wrong_label_and_a_wrong_size(copied):

@@ -9,6 +9,7 @@ workers, output, quarantine, build  all of it, by several processes, whole or no
 from .build import BuildPlan, BuildReport, BuildSettings, build, parse_splits, plan_build
 from .output import free_bytes
 from .quarantine import MaxBad, TooManyBad
+from .repair import RepairPlan, plan_repair, repair
 from .sources import BadSource, Refusal
 from .tar import BadArchive
 from .workers import default_workers
@@ -21,10 +22,13 @@ __all__ = [
     "BuildSettings",
     "MaxBad",
     "Refusal",
+    "RepairPlan",
     "TooManyBad",
     "build",
     "default_workers",
     "free_bytes",
     "parse_splits",
     "plan_build",
+    "plan_repair",
+    "repair",
 ]
