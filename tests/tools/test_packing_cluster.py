@@ -19,6 +19,10 @@ from pathlib import Path
 import alexshard
 import pytest
 import yaml
+from alexshard.tools.packing import Refusal
+from alexshard.tools.packing.cluster_task import Counted, Told
+from hypothesis import given
+from hypothesis.strategies import booleans, integers, lists
 
 from tests.conftest import alexshard as command
 from tests.conftest import run
@@ -127,13 +131,16 @@ def local_set(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return dest
 
 
-def build(source: Path, out: Path, scheduler: str, *options: str) -> subprocess.Popen[str]:
+def build(
+    source: Path | str, out: Path | str, scheduler: str, *options: str, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     """The command with a cluster, started. Connecting gives up soon, since all of it is on this machine."""
     return subprocess.Popen(
         command("build", source, "--out", out, "--scheduler", scheduler, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
         env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"},
     )
 
@@ -152,8 +159,20 @@ def finished(out: Path) -> list[str]:
 # --- the same bytes
 
 
+IN_HAND_OF_THE_LOST = """
+import json, sys
+from distributed import Client
+events = [event for _, event in Client(sys.argv[1]).get_events("all")]
+removed = [event for event in events if event["action"] == "remove-worker"]
+print(json.dumps(sorted(shard for event in removed for shard in event["processing-tasks"])))
+"""
+
+
 def test_a_cluster_packs_the_same_bytes(cluster, sample_source, local_set, tmp_path):
-    code, told = ended(build(sample_source, tmp_path / "set", cluster.address, *OPTIONS))
+    """Also where source and output are given relative to a folder that no worker runs in."""
+    source, out = (os.path.relpath(path, tmp_path) for path in (sample_source, tmp_path / "set"))
+
+    code, told = ended(build(source, out, cluster.address, *OPTIONS, cwd=tmp_path))
 
     assert code == 0, told
     assert files_of(tmp_path / "set") == files_of(local_set)
@@ -166,10 +185,10 @@ def test_a_worker_killed_midway_changes_nothing(sample_source, local_set, tmp_pa
         process = build(sample_source, tmp_path / "set", cluster.address, *OPTIONS)
         until(lambda: len(finished(tmp_path / "set")) >= 3, process)
         cluster.stop_worker("dies")
-        left = 48 - len(finished(tmp_path / "set"))
         code, told = ended(process)
+        in_hand = json.loads(run(sys.executable, "-c", IN_HAND_OF_THE_LOST, cluster.address))
 
-    assert left > 0, "it was killed too late to show anything"
+    assert in_hand != [], "it was killed when it had nothing to do"
     assert code == 0, told
     assert files_of(tmp_path / "set") == files_of(local_set)
     assert "build 240/240 images" in told, "what it had begun is counted once"
@@ -186,6 +205,27 @@ def test_a_worker_that_joins_later_is_used(sample_source, local_set, tmp_path):
 
     assert code == 0, told
     assert files_of(tmp_path / "set") == files_of(local_set)
+
+
+@given(
+    refused=lists(booleans(), max_size=12),
+    attempts=lists(lists(integers(0, 12), max_size=4), max_size=4),
+)
+def test_each_image_and_refusal_is_told_once_however_often_a_shard_is_begun(refused, attempts):
+    """Every attempt tells at some of its images; the last one comes to the end."""
+    wanted = [Refusal("train", "x.tar", f"{i}.jpg", "empty") for i, is_bad in enumerate(refused) if is_bad]
+    counted, images, refusals = Counted(), 0, []
+    for stops in [*attempts, [len(refused)]]:
+        told_before = 0
+        for stop in sorted({min(stop, len(refused)) for stop in stops}):
+            so_far = sum(refused[:stop])
+            told = Told("train-000000.tar", "tcp://w:1", stop, told_before, tuple(wanted[told_before:so_far]))
+            new_images, new_refusals = counted.news(Told.parse(told.message()))
+            images, told_before = images + new_images, so_far
+            refusals.extend(new_refusals)
+            assert len(refusals) <= len(wanted)
+
+    assert (images, refusals) == (len(refused), wanted)
 
 
 # --- stopped and continued
@@ -317,22 +357,44 @@ def test_no_scheduler_is_an_error_and_no_address_a_wrong_call(sample_source, tmp
 # --- workers that are not as we are
 
 
-def test_a_worker_of_another_version_is_refused_and_named(cluster, sample_source, tmp_path):
+@pytest.fixture
+def other_version(tmp_path: Path) -> dict[str, str]:
+    """The environment of a worker that has another alexshard: this one under another version's number."""
     other = tmp_path / "elsewhere" / "alexshard"
     other.mkdir(parents=True)
     for part in ("shards", "pipeline", "trainer", "tools"):
         (other / part).symlink_to(ROOT / part)
     (other / "__init__.py").write_text("__version__ = '0.0.7'\n", encoding="utf-8")
-    cluster.start_worker("other", env={"PYTHONPATH": str(other.parent)})
+    return {"PYTHONPATH": str(other.parent)}
+
+
+OTHER_VERSION = f"error: a worker has other versions: alexshard 0.0.7 there, {alexshard.__version__} here\n"
+
+
+def test_a_worker_of_another_version_is_refused_and_named(cluster, sample_source, tmp_path, other_version):
+    cluster.start_worker("other", env=other_version)
     try:
         code, told = ended(build(sample_source, tmp_path / "set", cluster.address))
     finally:
         cluster.stop_worker("other")
 
     assert code == 1
-    assert f"error: a worker has other versions: alexshard 0.0.7 there, {alexshard.__version__} here" in told
-    assert re.search(r"where: worker tcp://127\.0\.0\.1:\d+ \(", told)
+    assert OTHER_VERSION in told
+    assert re.search(r"where: worker tcp://127\.0\.0\.1:\d+ \(.+\)\n", told)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_worker_of_another_version_that_joins_later_packs_nothing(sample_source, tmp_path, other_version):
+    with dask_cluster(tmp_path / "cluster", first=1) as cluster:
+        process = build(sample_source, tmp_path / "set", cluster.address, *OPTIONS)
+        until(lambda: finished(tmp_path / "set"), process)
+        cluster.workers["first"].send_signal(signal.SIGSTOP)  # so that something is left for the other
+        cluster.start_worker("other", env=other_version)
+        code, told = ended(process)
+
+    assert code == 1
+    assert OTHER_VERSION in told
+    assert re.search(r"where: worker tcp://127\.0\.0\.1:\d+ \(.+\), which joined later\n", told)
 
 
 @pytest.mark.parametrize("hidden", ["source", "output"])
@@ -360,7 +422,7 @@ def test_a_worker_that_does_not_see_a_folder_is_refused_and_named(cluster, sampl
     assert code == 1
     assert "error: a worker does not see what this machine sees: it cannot" in told
     assert str(folder) in told
-    assert re.search(r"where: worker tcp://127\.0\.0\.1:\d+", told)
+    assert re.search(r"where: worker tcp://127\.0\.0\.1:\d+\n", told)
     assert finished(out) == []
 
 

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ...shards import AlexshardError, WrongCall, sync_folder
 from .cluster_task import (
     TOKEN_NAME,
     Brief,
+    Counted,
     Told,
     host_and_versions,
     not_visible,
@@ -208,8 +209,7 @@ class _InHand:
 
     plan: ShardPlan
     future: Future[None]
-    images: int = 0  # told to on_progress
-    refusals: int = 0
+    counted: Counted = field(default_factory=Counted)
     worker: str | None = None  # that told last, if it is still there
     told: float = 0.0  # when
     at: int = 0  # images that it had looked at then
@@ -297,22 +297,14 @@ class _Packing:
         if shard is None:
             return  # done meanwhile by another worker
         shard.worker, shard.told, shard.at = told.worker, self._now, told.images
-        self._count(shard, told)
+        if any(news := shard.counted.news(told)):
+            self._on_progress(*news)
         if told.error is not None:
             raise told.error
         if told.files is not None:
             _move(told.files, self._brief.job.folder, self._folder)
             del self._in_hand[told.shard]
             self._on_shard(shard.plan.name)
-
-    def _count(self, shard: _InHand, told: Told) -> None:
-        """Each image and each refusal once, however often the shard is begun: its images come in one order."""
-        images = max(told.images - shard.images, 0)
-        refusals = told.refusals[shard.refusals - told.first :] if told.first <= shard.refusals else ()
-        shard.images += images
-        shard.refusals += len(refusals)
-        if images or refusals:
-            self._on_progress(images, refusals)
 
     def _failed(self, shard: _InHand) -> AlexshardError:
         if self._client.status != "running" or shard.future.status != "error":

@@ -78,6 +78,25 @@ class Told:
         return cls(**fields)
 
 
+@dataclass(slots=True)
+class Counted:
+    """What of one shard has been told, each image and each refusal once, however often the shard is begun anew.
+
+    That works since a shard's images come in one order, whoever packs it.
+    """
+
+    images: int = 0
+    refusals: int = 0
+
+    def news(self, told: Told) -> tuple[int, tuple[Refusal, ...]]:
+        """Images and refusals of an event that no event before has told; from now on they are counted."""
+        images = max(told.images - self.images, 0)
+        refusals = told.refusals[self.refusals - told.first :] if told.first <= self.refusals else ()
+        self.images += images
+        self.refusals += len(refusals)
+        return images, refusals
+
+
 def versions() -> dict[str, str]:
     """Everything that must be equal wherever shards of one set are packed."""
     return {"alexshard": __version__, **decoder_versions()}
