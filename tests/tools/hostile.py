@@ -322,18 +322,24 @@ def inners() -> dict[str, bytes]:
 def edition(dest: Path, inner: bytes) -> Path:
     """A source of ILSVRC2012's train: a sound class, then one with this tar."""
     dest.mkdir(parents=True)
-    sound = tar_bytes([(f"n00000001_{number}.JPEG", jpeg(number)) for number in range(4)])
-    outer = member(b"n00000001.tar", sound) + member(b"n00000002.tar", inner) + END
-    (dest / "ILSVRC2012_img_train.tar").write_bytes(outer)
+    (dest / "ILSVRC2012_img_train.tar").write_bytes(edition_bytes(inner))
     return dest
+
+
+def edition_bytes(inner: bytes) -> bytes:
+    return member(b"n00000001.tar", _sound_class()) + member(b"n00000002.tar", inner) + END
+
+
+@cache
+def _sound_class() -> bytes:
+    return tar_bytes([(f"n00000001_{number}.JPEG", jpeg(number)) for number in range(4)])
 
 
 def edition_of_empty_members(dest: Path, count: int) -> Path:
     """The same with so many members of no bytes; written piece by piece."""
     dest.mkdir(parents=True)
-    sound = tar_bytes([(f"n00000001_{number}.JPEG", jpeg(number)) for number in range(4)])
     with (dest / "ILSVRC2012_img_train.tar").open("wb") as file:
-        file.write(member(b"n00000001.tar", sound))
+        file.write(member(b"n00000001.tar", _sound_class()))
         file.write(header(b"n00000002.tar", 512 * count + len(END)))
         for start in range(0, count, 1000):
             numbers = range(start, min(start + 1000, count))
@@ -457,6 +463,7 @@ def photographs() -> dict[str, bytes]:
     }
 
 
+@cache
 def archives() -> dict[str, bytes]:
     """An inner tar of each dialect, and some that are wrong already."""
     contents = [(f"n00000002_{number}.JPEG", jpeg(number)) for number in range(3)] + [
