@@ -60,7 +60,7 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 
 
 @main.command()
-@click.argument("source", type=FOLDER)
+@click.argument("source")
 @click.option("--out", type=FOLDER, help="New folder for the shard set.  [default: shards/NAME-OF-SOURCE]")
 @click.option("--format", "encoding", type=click.Choice(["jpeg", "raw"]), default="jpeg", show_default=True)
 @click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG.  [default: 90]")
@@ -100,7 +100,7 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def build(
-    source: Path,
+    source: str,
     out: Path | None,
     encoding: str,
     quality: int | None,
@@ -120,7 +120,8 @@ def build(
     """Pack the images in SOURCE into a shard set.
 
     SOURCE is a folder with the ILSVRC2010 or ILSVRC2012 archives, the same extracted, or a folder of images per
-    class, with or without train/ val/ test/ above. Images are read straight out of the archives. Each becomes the
+    class, with or without train/ val/ test/ above; or the address of one, as s3://BUCKET/PREFIX or
+    https://HOST/FOLDER. Images are read straight out of the archives. Each becomes the
     central square of its shorter side, scaled to --size; EXIF orientation is ignored, as every ImageNet pipeline
     does. Bad images go to quarantine.jsonl.
 
@@ -132,7 +133,7 @@ def build(
         raise WrongCall("--quality is of JPEG, and a raw set holds none", remedy="leave out one of the two")
     image = ImageFormat(size, encoding, *((quality or 90, "4:2:0") if encoding == "jpeg" else (None, None)))
     settings = packing.BuildSettings(
-        source=source,
+        source=packing.source_at(source),
         out=out or Path("shards") / Path(os.path.abspath(source)).name,  # noqa: PTH100 (a link keeps its name)
         image=image,
         splits=packing.parse_splits(splits),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from alexshard.shards import Split
-from alexshard.tools.packing import sources
+from alexshard.tools.packing import BadSource, BuildSettings, MaxBad, build, plan_build, sources
 from alexshard.tools.packing.sources import Listing, cached_listing, list_source, save_listing
 
-from tests.tools.drawn import folders, ilsvrc, jpeg, named_images, tar_bytes
+from tests.tools.drawn import SMALL, folders, ilsvrc, jpeg, named_images, tar_bytes
 
 
 def looks(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> tuple[Listing, bool]:
@@ -80,7 +80,7 @@ def test_a_changed_source_is_looked_through_again(source, tmp_path, monkeypatch,
     CHANGES[change](source)
 
     if change == "a file put beside":
-        with pytest.raises(sources.BadSource, match="differ"):
+        with pytest.raises(BadSource, match="differ"):
             looks(source, tmp_path / "cache", monkeypatch)
     else:
         assert looks(source, tmp_path / "cache", monkeypatch)[1]
@@ -125,9 +125,38 @@ def test_a_cache_with_any_damage_is_passed_over(source, tmp_path, monkeypatch):
 
     for data in damaged:
         cache.write_bytes(data)
-        assert sources.load_listing(cache) is None
+        assert sources.load_listing(cache, source) is None
 
 
 def test_a_source_that_cannot_be_listed_says_so_as_without_a_cache(tmp_path):
     with pytest.raises(sources.WrongCall, match="does not exist"):
         cached_listing(tmp_path / "nowhere", tmp_path / "cache")
+
+
+def test_a_build_that_met_an_image_of_another_size_lists_the_source_again_when_begun_anew(tmp_path):
+    source = folders(tmp_path / "source", {"cat": {f"{i}.jpg": jpeg(i) for i in range(6)}})
+    out, image = tmp_path / "out", source / "cat" / "3.jpg"
+    settings = BuildSettings(source=source, out=out, image=SMALL, max_bad=MaxBad.parse("0"))
+    plan = plan_build(settings)
+    image.write_bytes(jpeg(3, 90, 90))  # the folder's time stays what it was
+
+    with pytest.raises(BadSource, match="bytes were listed"):
+        build(plan, workers=1, on_progress=lambda *_: None)
+    again = build(plan_build(settings), workers=1, on_progress=lambda *_: None, restart=True)
+
+    assert again.manifest.splits["train"].samples == 6
+
+
+def test_an_unfinished_build_keeps_the_listing_beside_the_output_and_does_not_look_again(source, tmp_path):
+    out = tmp_path / "out"
+    settings = BuildSettings(source=source, out=out, image=SMALL, max_bad=MaxBad.parse("100"))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(plan_build(settings), workers=1, on_progress=interrupted)
+    plan = plan_build(settings)
+
+    assert plan.listing.from_cache
+    assert build(plan, workers=1, on_progress=lambda *_: None).manifest.splits["train"].samples == 12

@@ -10,7 +10,7 @@ from .build import BuildPlan, BuildReport, BuildSettings, build, parse_splits, p
 from .output import free_bytes
 from .quarantine import MaxBad, TooManyBad
 from .repair import RepairPlan, plan_repair, repair
-from .sources import BadSource, Refusal
+from .sources import BadSource, Refusal, source_at
 from .tar import BadArchive
 from .workers import default_workers
 
@@ -29,6 +29,7 @@ __all__ = [
     "free_bytes",
     "parse_splits",
     "plan_build",
+    "source_at",
     "plan_repair",
     "repair",
 ]

@@ -6,8 +6,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from .publish import MARK_NAME, UPLOADS, Publisher, check_prefix, published, pub
 from .quarantine import MaxBad
 from .resume import HalfBuilt, continue_build, half_built, names_of, planned_images, take_over
 from .shard import SPOOL_BYTES
-from .sources import Listing, Refusal, cached_listing, save_listing
+from .sources import BadSource, Listing, Refusal, cached_listing, save_listing
 from .stores import Store
 from .workers import HUNG_AFTER_S, Executor, Job, default_workers, pack_shards
 
@@ -241,10 +241,13 @@ def build(
         continue_build(output, plan.identity, restart=restart)
         if restart:
             check_space(settings.out, plan.needed_bytes(workers))  # only now is what was there gone
-        if plan.listing.hangs_on and not output.listing.exists():
+        if plan.listing.hangs_on and not (plan.listing.from_cache and output.listing.exists()):
             save_listing(plan.listing, output.listing)
 
-        with publishing(settings.store, output.work, plan=plan.identity.digest, restart=restart) as publisher:
+        with (
+            publishing(settings.store, output.work, plan=plan.identity.digest, restart=restart) as publisher,
+            _listed_again_if_changed(output.listing),
+        ):
             report = _pack(
                 plan,
                 output,
@@ -260,6 +263,16 @@ def build(
             settings.out.rmdir()
     report.usage = Usage.now() - began
     return report
+
+
+@contextmanager
+def _listed_again_if_changed(listing: Path) -> Iterator[None]:
+    """Drop the kept listing where the source is not as it says: the bytes of a file change no folder's time."""
+    try:
+        yield
+    except BadSource:
+        listing.unlink(missing_ok=True)
+        raise
 
 
 def _pack(

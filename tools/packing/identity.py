@@ -89,7 +89,8 @@ def identity_of(
 
 def changed_since(listing: Listing) -> str | None:
     """The first archive that is another one than when it was listed, with what is different."""
-    for container in listing.containers:
+    # A thousand inner tars lie in one archive.
+    for container in {container.path: container for container in listing.containers}.values():
         if not container.is_folder:
             try:
                 state = Container.state_of(container.path)

@@ -1,7 +1,8 @@
 """Bytes of listed images, straight out of archives or folders, read ahead; a source that has changed is noticed.
 
-While one image is decoded, those that follow are on their way: the system is told what of an archive will be read,
-and files of a folder are read by a few threads. What is on its way is bounded.
+While one image is decoded, those that follow are on their way: the system is told what of an archive will be read;
+files of a folder, and whatever lies in a store, are read by a few threads. What is on its way is bounded.
+An archive must be as it was listed before its first image is read, and still after the last one of a shard.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
+from typing import Any
 
 from .decode import STORED_LIMIT, BadImage
 from .plan import PlannedSample
-from .sources import BadSource, Container
+from .sources import Archive, BadSource, Container
 
 AHEAD_IMAGES = 32
 AHEAD_BYTES = 32_000_000
-READERS = 8  # threads: files of a folder cost an answer of the server or a seek each
+READERS = 16  # threads: a file of a folder costs a seek, a range of a store the time of an answer
 MOST_OPEN = 2 * AHEAD_IMAGES  # archives; more than those that the images on their way lie in
 
 Take = Callable[[], bytes]  # gives the bytes of one image, or raises as `SourceReader.read`
@@ -32,6 +35,8 @@ class SourceReader:
     def __init__(self, containers: list[Container]) -> None:
         self._containers = containers
         self._open: OrderedDict[Path, int] = OrderedDict()  # archives to file descriptors, the latest last
+        self._remote: dict[Path, Archive] = {}  # archives of a store that were as listed
+        self._opening = Lock()
         self._pool = ThreadPoolExecutor(READERS, "read ahead")  # its threads begin when they are needed
 
     def __enter__(self) -> SourceReader:
@@ -60,13 +65,14 @@ class SourceReader:
                 yield window.popleft()
         while window:
             yield window.popleft()
+        self._check_unchanged()
 
     def _begin(self, sample: PlannedSample) -> Take:
         """Begin to read an image."""
         container = self._containers[sample.container]
-        if container.is_folder:
+        if container.is_folder or _is_remote(container):
             return self._pool.submit(self.read, sample).result
-        if sample.size <= STORED_LIMIT and hasattr(os, "posix_fadvise"):
+        if 0 < sample.size <= STORED_LIMIT and hasattr(os, "posix_fadvise"):  # 0 would mean: to the end
             with suppress(OSError):  # `read` will meet it at this very image
                 os.posix_fadvise(self._descriptor(container), sample.offset, sample.size, os.POSIX_FADV_WILLNEED)
         return lambda: self.read(sample)
@@ -82,7 +88,9 @@ class SourceReader:
             raise BadImage(f"{sample.size:,} bytes; an image has up to {STORED_LIMIT:,}")
         container = self._containers[sample.container]
         try:
-            if container.is_folder:
+            if _is_remote(container):
+                data = self._read_remote(container, sample)
+            elif container.is_folder:
                 with (container.path / sample.name).open("rb", buffering=0) as file:
                     data = _exactly(file.fileno(), sample.size + 1, 0)  # one more: it may have grown
             else:
@@ -98,14 +106,41 @@ class SourceReader:
             raise _failed(container, sample, f"{sample.size:,} bytes were listed, {there} are there")
         return data
 
+    def _read_remote(self, container: Container, sample: PlannedSample) -> bytes:
+        place: Any = container.path
+        if container.is_folder:
+            file = place / sample.name
+            return bytes(file.store.read_range(file.inner, 0, sample.size + 1))
+        with self._opening:
+            archive = self._remote.get(container.path)
+            if archive is None:
+                self._check(container)
+                archive = self._remote[container.path] = place.store.archive(place.inner)
+        return archive.read_at(sample.offset, sample.size)
+
+    def _check_unchanged(self) -> None:
+        """Whether the archives that were read are still those that were listed."""
+        read = {*self._open, *self._remote}
+        for container in self._containers:
+            if container.path in read and not container.is_folder:
+                read.remove(container.path)
+                try:
+                    self._check(container)
+                except OSError as error:
+                    raise _failed(container, None, error.strerror or str(error)) from None
+
+    @staticmethod
+    def _check(container: Container) -> None:
+        if Container.state_of(container.path) != container.state:
+            raise OSError("the file was changed after it was listed")
+
     def _descriptor(self, container: Container) -> int:
         if (descriptor := self._open.get(container.path)) is not None:
             self._open.move_to_end(container.path)
             return descriptor
         descriptor = os.open(container.path, os.O_RDONLY)
         try:
-            if Container.state_of(container.path) != container.state:
-                raise OSError("the file was changed after it was listed")
+            self._check(container)
             if hasattr(os, "posix_fadvise"):
                 # What is read is told exactly; without this the system would add what it guesses.
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
@@ -126,10 +161,14 @@ def _exactly(descriptor: int, size: int, offset: int) -> bytes:
     return data
 
 
-def _failed(container: Container, sample: PlannedSample, what: str) -> BadSource:
+def _is_remote(container: Container) -> bool:
+    return not isinstance(container.path, Path)
+
+
+def _failed(container: Container, sample: PlannedSample | None, what: str) -> BadSource:
     return BadSource(
         f"the source changed or fails while it is packed: {what}",
-        where=f"{container.path}, image {sample.name}, byte {sample.offset:,}",
+        where=f"{container.path}" + (f", image {sample.name}, byte {sample.offset:,}" if sample else ""),
         why="a set of half one source and half another is of no use",
         remedy="let the source rest, check its disk, and build again",
     )

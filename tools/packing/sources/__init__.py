@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from ....shards import ClassEntry, Split, WrongCall
+from ..patience import is_address, masked
+from .archive import Archive
 from .cache import hangs_on, load_listing, save_listing, settings_of, still_holds
 from .folders import find_parts, list_folders
 from .ilsvrc import list_ilsvrc
@@ -14,6 +17,7 @@ from .layout import find_layout
 from .listing import BadSource, Container, Listing, Refusal
 
 __all__ = [
+    "Archive",
     "BadSource",
     "Container",
     "Images",
@@ -23,7 +27,30 @@ __all__ = [
     "cached_listing",
     "list_source",
     "save_listing",
+    "source_at",
 ]
+
+
+def source_at(text: str) -> Path:
+    """The source that a person names: a folder, or the address of one (s3://…, https://…).
+
+    Raises:
+        WrongCall: it holds credentials, there is no such store, a library or the permission is missing.
+        AlexshardError: the store cannot be reached.
+    """
+    if not is_address(text):
+        return Path(text)
+    if masked(text) != text:
+        raise WrongCall(
+            f"{masked(text)} holds credentials or a query",
+            why="addresses end up in logs, in plans and in the history of a shell",
+            remedy="leave them to the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)",
+        )
+    # Imported late: most sources lie on a disk, and the stores' libraries take a while.
+    from .remote import remote_source
+
+    return cast(Path, remote_source(text))  # answers all that is asked of a source's path
+
 
 LOOKED_FOR = (
     "ILSVRC2010_images_{train,val,test}.tar, ILSVRC2012_img_{train,val}.tar, the same extracted "
@@ -79,8 +106,9 @@ def cached_listing(
     Nothing is written: whoever owns the folder of `cache` saves the listing there.
     """
     settings = settings_of(source, splits, unlabelled, classes)
-    kept = load_listing(cache)
+    kept = load_listing(cache, source)
     if kept is not None and still_holds(kept, source, settings):
+        kept.from_cache = True
         on_found(sum(map(kept.found, kept.splits)))
         return kept
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -22,7 +21,7 @@ import numpy as np
 
 from ....shards import ClassEntry, Split, appearing_whole
 from .images import Images
-from .listing import Container, Listing, Refusal, is_image_name
+from .listing import Container, Listing, Refusal, is_image_name, scan
 
 State = tuple[str, int, int]  # path relative to the source, bytes (a folder: -1), time of change (ns)
 _SUM_BYTES = hashlib.sha256().digest_size
@@ -30,11 +29,12 @@ _SUM_BYTES = hashlib.sha256().digest_size
 
 def save_listing(listing: Listing, path: Path) -> None:
     """Keep a listing that came from `cached_listing`; the file is there whole or not at all."""
+    source = listing.hangs_on["settings"]["source"]
     facts = {
         "kind": listing.kind,
         "classes": [asdict(entry) for entry in listing.classes],
         "containers": [
-            [str(container.path), container.label, container.is_folder, container.state]
+            [_inner(container.path, source), container.label, container.is_folder, container.state]
             for container in listing.containers
         ],
         "refusals": [asdict(refusal) for refusal in listing.refusals],
@@ -52,8 +52,8 @@ def save_listing(listing: Listing, path: Path) -> None:
         file.write(buffer.getbuffer())
 
 
-def load_listing(path: Path) -> Listing | None:
-    """The listing that a file keeps; None where there is none, or not as it was written."""
+def load_listing(path: Path, source: Path) -> Listing | None:
+    """The listing of a source that a file keeps; None where there is none, or not as it was written."""
     try:
         data = memoryview(path.read_bytes())
     except OSError:
@@ -69,8 +69,8 @@ def load_listing(path: Path) -> Listing | None:
             facts["kind"],
             tuple(ClassEntry(**entry) for entry in facts["classes"]),
             [
-                Container(Path(path), label, is_folder, tuple(state))
-                for path, label, is_folder, state in facts["containers"]
+                Container(source / inner, label, is_folder, tuple(state))
+                for inner, label, is_folder, state in facts["containers"]
             ],
             {},
             [Refusal(**refusal) for refusal in facts["refusals"]],
@@ -83,12 +83,17 @@ def load_listing(path: Path) -> Listing | None:
     return listing
 
 
+def _inner(path: Path, source: str) -> str:
+    """The path of a container below the source."""
+    return str(path.absolute()).removeprefix(source).lstrip("/") or "."
+
+
 def settings_of(
     source: Path, splits: Sequence[Split] | None, unlabelled: bool, classes: tuple[ClassEntry, ...] | None
 ) -> dict[str, Any]:
     """What was asked of a listing."""
     return {
-        "source": os.fspath(source.absolute()),
+        "source": str(source.absolute()),
         "splits": None if splits is None else sorted(splits),
         "unlabelled": unlabelled,
         "classes": None if classes is None else [asdict(entry) for entry in classes],
@@ -109,23 +114,21 @@ def still_holds(listing: Listing, source: Path, settings: dict[str, Any]) -> boo
 
 
 def _states(source: Path) -> Iterator[State]:
-    """Of every folder and every file that is no image; time and links are followed, hidden names left out."""
-    seen, folders = set(), [source]
+    """Of every folder and every file that is no image; links are followed, hidden names left out."""
+    seen, folders = set(), [(source, ".")]
     while folders:
-        folder = folders.pop()
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
+        folder, name = folders.pop()
+        real = folder.resolve()
+        if real in seen:  # a loop of links
             continue
-        seen.add((status.st_dev, status.st_ino))
-        yield _state(folder, folder.relative_to(source).as_posix())
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(Path(entry.path))
-                elif not is_image_name(entry.name):
-                    yield _state(Path(entry.path), Path(entry.path).relative_to(source).as_posix())
+        seen.add(real)
+        yield _state(folder, name)
+        for entry in scan(folder):
+            inner = entry.name if name == "." else f"{name}/{entry.name}"
+            if entry.is_dir() and not entry.name.startswith("."):
+                folders.append((folder / entry.name, inner))
+            elif not entry.name.startswith(".") and not is_image_name(entry.name):
+                yield _state(folder / entry.name, inner)
 
 
 def _state(path: Path, name: str) -> State:

@@ -6,13 +6,13 @@ Names are compared by their last component, since archives differ in the folders
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....shards import ClassEntry, Split
 from ..tar import Kind, Member, members
-from .archive import Archive, opened
+from .archive import Archive, opened, with_inner
 from .devkit import Devkit, read_devkit
 from .layout import EVAL_IMAGE, INNER_TAR, WNID, Layout, beside
 from .listing import (
@@ -125,13 +125,12 @@ class _Lister:
         """(wnid, function that adds its images under a label) for every class of train."""
         if part.is_file():
             with opened(part) as archive:
-                for member in members(archive.read_at, where=self._label(part), end=archive.size):
-                    found = INNER_TAR.fullmatch(bare_name(member.name) or "")
-                    if member.kind is Kind.FILE and found is not None:
-                        yield (
-                            found[1],
-                            self._adder_of_tar(archive, part, member, f"{self._label(part)}/{found[0]}"),
-                        )
+                outer = members(archive.read_at, where=self._label(part), end=archive.size)
+                for member, inside in with_inner(archive, outer, lambda member: self._inner_label(part, member)):
+                    where = self._inner_label(part, member)
+                    if where is not None:
+                        wnid = where.rpartition("/")[2].removesuffix(".tar")
+                        yield wnid, self._adder_of_tar(archive, part, inside, where)
                     elif member.kind is not Kind.FOLDER:
                         reason = "not the archive of a class (nNNNNNNNN.tar)"
                         self._refuse(Split.TRAIN, self._label(part), member.name, reason)
@@ -140,17 +139,23 @@ class _Lister:
             found = INNER_TAR.fullmatch(path.name)
             if found is not None and path.is_file():
                 with opened(path) as archive:
-                    whole = Member(path.name, Kind.FILE, 0, archive.size)
-                    yield found[1], self._adder_of_tar(archive, path, whole, self._label(path))
+                    inside = members(archive.read_at, where=self._label(path), end=archive.size)
+                    yield found[1], self._adder_of_tar(archive, path, inside, self._label(path))
             elif WNID.fullmatch(path.name) and path.is_dir():
                 yield path.name, self._adder_of_folder(path)
         self._refuse_outside_classes(Split.TRAIN, part)
 
-    def _adder_of_tar(self, archive: Archive, path: Path, tar: Member, where: str) -> Callable[[int], None]:
+    def _inner_label(self, part: Path, member: Member) -> str | None:
+        """What to call the archive of a class, "OUTER.tar/nNNNNNNNN.tar"; None where the member is none."""
+        found = INNER_TAR.fullmatch(bare_name(member.name) or "")
+        return f"{self._label(part)}/{found[0]}" if member.kind is Kind.FILE and found is not None else None
+
+    def _adder_of_tar(
+        self, archive: Archive, path: Path, inside: Iterable[Member], where: str
+    ) -> Callable[[int], None]:
         def add(label: int) -> None:
             container = self.listing.add_container(path, where)
-            found = members(archive.read_at, where=where, start=tar.offset, end=tar.offset + tar.size)
-            self._add_members(Split.TRAIN, archive, container, found, where, lambda _: label)
+            self._add_members(Split.TRAIN, archive, container, inside, where, lambda _: label)
 
         return add
 
@@ -282,7 +287,7 @@ class _Lister:
         split: Split,
         archive: Archive,
         container: int,
-        found: Iterator[Member],
+        found: Iterable[Member],
         where: str,
         label_of: Callable[[str], int | None],
     ) -> None:

@@ -49,6 +49,9 @@ class Container:
 
     @staticmethod
     def state_of(path: Path) -> tuple[int, int]:
+        """As it is now."""
+        if not isinstance(path, Path):  # of a store, see remote.py
+            return path.store.state(path.inner)
         status = path.stat()
         return status.st_size, status.st_mtime_ns
 
@@ -64,6 +67,7 @@ class Listing:
     refusals: list[Refusal] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # what a person should know, one sentence each
     hangs_on: dict[str, Any] = field(default_factory=dict)  # see cache.py; empty: not to be kept
+    from_cache: bool = field(default=False, compare=False)  # a file told it, the source was not looked through
 
     def found(self, split: Split) -> int:
         """Images of a split that the source holds, refused ones included."""
@@ -74,7 +78,9 @@ class Listing:
         return self.splits[split]
 
     def add_container(self, path: Path, label: str, *, is_folder: bool = False) -> int:
-        state = (0, 0) if is_folder else Container.state_of(path)
+        # A thousand inner tars lie in one archive, which is looked at once: it must stay as it was.
+        same = bool(self.containers) and self.containers[-1].path == path
+        state = (0, 0) if is_folder else self.containers[-1].state if same else Container.state_of(path)
         self.containers.append(Container(path, label, is_folder, state))
         return len(self.containers) - 1
 
