@@ -36,8 +36,8 @@ def plan_text(plan: BuildPlan, workers: int, free_bytes: int) -> str:
             facts(
                 {
                     "source": f"{plan.settings.source}: {plan.listing.kind}, {plan.num_classes:,} classes",
-                    "output": f"{plan.settings.out}: needs {byte_size(plan.needed_bytes(workers))} with a margin, "
-                    f"{byte_size(free_bytes)} are free",
+                    "output": f"{_output_text(plan)}: needs {byte_size(plan.needed_bytes(workers))} "
+                    f"with a margin, {byte_size(free_bytes)} are free",
                     "images": image_text(plan),
                     "bad images": f"up to {plan.settings.max_bad.allowed(plan.found):,} are left out "
                     f"(--max-bad {plan.settings.max_bad}); every image is decoded to tell",
@@ -46,6 +46,12 @@ def plan_text(plan: BuildPlan, workers: int, free_bytes: int) -> str:
             *_listed(plan.listing.remarks, plan.listing.refusals),
         )
     )
+
+
+def _output_text(plan: BuildPlan) -> str:
+    if plan.settings.store is None:
+        return str(plan.settings.out)
+    return f"{plan.settings.destination}, by way of {plan.settings.out}"
 
 
 def image_text(plan: BuildPlan) -> str:
@@ -57,7 +63,7 @@ def image_text(plan: BuildPlan) -> str:
 
 def summary_text(plan: BuildPlan, report: BuildReport, seconds: float) -> str:
     """What was done, as text that ends with the next command."""
-    manifest, out = report.manifest, plan.settings.out
+    manifest, out = report.manifest, plan.settings.destination
     rows = [
         (
             name,
@@ -72,9 +78,11 @@ def summary_text(plan: BuildPlan, report: BuildReport, seconds: float) -> str:
     ]
     header = ("split", "found", "packed", "patched", "quarantined", "shards", "size")
     rate = f"{plan.found / max(seconds, 1e-9):,.0f} images/s"
-    quoted = shlex.quote(str(out))
     has_train = Split.TRAIN.value in manifest.splits
-    following = f"alextrain run --shards {quoted}" if has_train else f"alexshard verify {quoted}"
+    following = f"{'alextrain run --shards' if has_train else 'alexshard verify'} {shlex.quote(out)}"
+    if plan.settings.store is not None:
+        # Sets are read from folders.
+        following = f"copy {out} to a folder DIR, and\n  {following.replace(shlex.quote(out), 'DIR')}"
     mean = ", ".join(f"{value:.1f}" for value in manifest.statistics.channel_mean)
     return "\n\n".join(
         (

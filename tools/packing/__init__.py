@@ -8,9 +8,9 @@ workers, output, quarantine, build  all of it, by several processes, whole or no
 
 from .build import BuildPlan, BuildReport, BuildSettings, build, parse_splits, plan_build
 from .output import free_bytes
+from .publish import destination
 from .quarantine import MaxBad, TooManyBad
-from .repair import RepairPlan, plan_repair, repair
-from .sources import BadSource, Refusal, source_at
+from .sources import BadSource, Refusal
 from .tar import BadArchive
 from .workers import default_workers
 
@@ -22,14 +22,11 @@ __all__ = [
     "BuildSettings",
     "MaxBad",
     "Refusal",
-    "RepairPlan",
     "TooManyBad",
     "build",
     "default_workers",
+    "destination",
     "free_bytes",
     "parse_splits",
     "plan_build",
-    "source_at",
-    "plan_repair",
-    "repair",
 ]
