@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import alexshard.shards
 import pytest
 from alexshard.shards import Sample, SampleRow, ShardName, ShardWriter, Split
 from alexshard.shards.rows import rows_text
+
+from .conftest import Tiny
 
 PAGE = (Path(alexshard.shards.__file__).parent / "README.md").read_text(encoding="utf-8")
 
@@ -49,3 +52,18 @@ def test_the_bytes_on_the_page_are_those_of_the_first_header(example: tuple[Path
     assert all(header[at : at + len(part)] == part for at, part in shown.items())
     covered = {at + i for at, part in shown.items() for i in range(len(part))}
     assert {i for i, byte in enumerate(header) if byte} <= covered
+
+
+def test_every_field_of_the_manifest_is_on_the_page(tiny: Tiny) -> None:
+    fields = json.loads((tiny.path / "manifest.json").read_bytes())
+    table = PAGE.partition("## manifest.json")[2].partition("## ")[0]
+
+    assert {name for name in fields if f"`{name}`" not in table} == set()
+    assert list(fields)[-2:] == ["crc32", "digest"]  # damage is located in them by their distance from the end
+
+
+def test_every_file_of_a_set_is_on_the_page(tiny: Tiny) -> None:
+    listing = PAGE.partition("ilsvrc2010/")[2].partition("Without")[0]
+    names = {path.name for path in tiny.path.iterdir() if path.suffix not in {".tar", ".idx"}}
+
+    assert {name for name in names if name not in listing} == set()
