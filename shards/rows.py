@@ -94,11 +94,13 @@ def count_labels(path: Path, num_classes: int) -> dict[str, list[int]]:
         CorruptShardSet: a line has no label of 0..num_classes - 1.
     """
     try:
-        lines = path.read_bytes().split(b"\n")[1:-1]
+        with path.open("rb") as lines:
+            next(lines, None)  # the header
+            found = Counter(tuple(line.split(b"\t", 3)[1:3]) for line in lines)
     except OSError as error:
         raise _corrupt(path, f"cannot be read: {error.strerror}") from error
     counts: dict[str, list[int]] = {}
-    for about, number in Counter(tuple(line.split(b"\t", 3)[1:3]) for line in lines).items():
+    for about, number in found.items():
         try:
             label, split = (word.decode("ascii") for word in about)
             counted = counts.setdefault(split, [0] * num_classes)

@@ -28,6 +28,7 @@ from .sheet import Tile, draw_sheet
 
 PLAIN_NUMBER, AUGMENTED_NUMBER = 64, 12  # pictures, unless asked for otherwise
 EPOCHS_SHOWN = 5  # beside each original
+AUGMENTED_AT_MOST = 500  # originals: 3,000 tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +110,16 @@ def find_label(classes: Sequence[ClassEntry], text: str) -> int:
     if text in by_synset:
         return by_synset[text]
     if text.isascii() and text.isdigit():
-        if int(text) < len(classes):
+        if len(text) < 10 and int(text) < len(classes):
             return int(text)
         raise WrongCall(
             f"there is no label {text}: the set has 0 to {len(classes) - 1}", remedy="alexshard info DIR"
         )
     by_name: dict[str, list[int]] = {}
     for label, entry in enumerate(classes):
-        for name in {entry.synset, *map(str.strip, entry.words.split(",")), entry.words}:
-            by_name.setdefault(name.casefold(), []).append(label)
+        names = (entry.synset, entry.words, *map(str.strip, entry.words.split(",")))
+        for name in {name.casefold() for name in names}:
+            by_name.setdefault(name, []).append(label)
     found = by_name.get(text.casefold(), [])
     if len(found) == 1:
         return found[0]
@@ -177,6 +179,10 @@ def _chosen(index: SplitIndex, classes: Sequence[ClassEntry], wish: Wish) -> NDA
                 remedy="another --split or --label",
             )
     number = wish.number or (AUGMENTED_NUMBER if wish.augmented else PLAIN_NUMBER)
+    if wish.augmented and number > AUGMENTED_AT_MOST:
+        raise WrongCall(
+            f"-n {number} is more than one sheet holds with --augmented", remedy=f"-n {AUGMENTED_AT_MOST} or fewer"
+        )
     chosen = np.random.default_rng(wish.seed).permutation(positions)[:number]
     return chosen[np.lexsort((chosen, index.label[chosen]))]
 
