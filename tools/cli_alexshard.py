@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import __version__
-from ..shards import ImageFormat, Manifest, ShardSet, WrongCall, byte_size, find_shard_set, verify_shard_set
+from ..shards import ImageFormat, ShardSet, WrongCall
 from . import info as info_report
 from .report import json_on_failure, print_json
 from .swatches import shows_colours
@@ -60,7 +60,7 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 
 
 @main.command()
-@click.argument("source", type=FOLDER)
+@click.argument("source")
 @click.option(
     "--out",
     metavar="DIR|URL",
@@ -110,7 +110,7 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def build(
-    source: Path,
+    source: str,
     out: str | None,
     work: Path | None,
     encoding: str,
@@ -131,7 +131,8 @@ def build(
     """Pack the images in SOURCE into a shard set.
 
     SOURCE is a folder with the ILSVRC2010 or ILSVRC2012 archives, the same extracted, or a folder of images per
-    class, with or without train/ val/ test/ above. Images are read straight out of the archives. Each becomes the
+    class, with or without train/ val/ test/ above; or the address of one, as s3://BUCKET/PREFIX or
+    https://HOST/FOLDER. Images are read straight out of the archives. Each becomes the
     central square of its shorter side, scaled to --size; EXIF orientation is ignored, as every ImageNet pipeline
     does. Bad images go to quarantine.jsonl.
 
@@ -145,7 +146,7 @@ def build(
     by_name = Path("shards") / Path(os.path.abspath(source)).name  # noqa: PTH100 (a link keeps its name)
     folder, store = packing.destination(out or str(by_name), work)
     settings = packing.BuildSettings(
-        source=source,
+        source=packing.source_at(source),
         out=folder,
         store=store,
         image=image,
@@ -267,46 +268,30 @@ def show(
 @main.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--deep", is_flag=True, help="Also read it with the webdataset library and decode every image.")
+@click.option(
+    "--repair",
+    "source",
+    type=FOLDER,
+    metavar="SOURCE",
+    help="Make what is wrong again, to the same bytes, from the source that the set was built from.",
+)
 @AS_JSON
-def verify(folder: Path, deep: bool, as_json: bool) -> None:
+def verify(folder: Path, deep: bool, source: Path | None, as_json: bool) -> None:
     """Check every byte of the shard set in DIR: structure, indexes, SHA-256, labels.
 
-    Prints one line for each problem and exits 1 if there is any.
+    Prints one line for each problem, with file and byte, and exits 1 if there is any. With --repair sound files
+    are not touched, nothing is replaced but by what has the promised SHA-256, and it exits 1 if a problem is left.
     """
-    with json_on_failure(as_json):
-        path = find_shard_set(folder)
-        manifest = Manifest.load(path)
-        total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-        shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
-        with Progress("verify", len(shards), "shards") as progress:
+    from . import verifying
 
-            def count(name: str, _size: int) -> None:
-                if name in shards:
-                    progress.advance(note=name)
-
-            problems = verify_shard_set(path, on_file=count)
-        went_deep = deep and not problems  # what is broken on the surface would only be told again
-        samples = sum(split.samples for split in manifest.splits.values())
-        if went_deep:
-            from .deep_verify import deep_verify
-
-            with Progress("decode", samples, "images") as progress:
-                problems = deep_verify(ShardSet.open(path), on_samples=progress.advance)
+    with json_on_failure(as_json), signals_raise(signal.SIGTERM):
+        verified = verifying.verified(folder, deep=deep, source=source)
     if as_json:
-        about = {"path": str(path), "digest": manifest.digest, "samples": samples, "deep": went_deep}
-        print_json({**about, "sound": not problems, "problems": [asdict(problem) for problem in problems]})
-    elif problems:
-        click.echo("\n".join(map(str, problems)))
+        print_json(verifying.report(verified))
     else:
-        how = "every image decoded" if went_deep else "every byte as promised"
-        click.echo(f"{path}: sound; {samples:,} samples, {byte_size(total)}, {how}")
-    if problems:
-        click.echo(
-            f"error: {'1 problem' if len(problems) == 1 else f'{len(problems):,} problems'} in {path}\n"
-            "  why it matters: training would read wrong pixels or labels, or stop\n"
-            "  what to do: copy the named files again from where the set came from, or build the set again",
-            err=True,
-        )
+        click.echo(verifying.text(verified))
+    if verified.problems:
+        click.echo(verifying.error_text(verified), err=True)
         sys.exit(1)
 
 

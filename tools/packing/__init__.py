@@ -10,7 +10,8 @@ from .build import BuildPlan, BuildReport, BuildSettings, build, parse_splits, p
 from .output import free_bytes
 from .publish import destination
 from .quarantine import MaxBad, TooManyBad
-from .sources import BadSource, Refusal
+from .repair import RepairPlan, plan_repair, repair
+from .sources import BadSource, Refusal, source_at
 from .tar import BadArchive
 from .workers import default_workers
 
@@ -22,6 +23,7 @@ __all__ = [
     "BuildSettings",
     "MaxBad",
     "Refusal",
+    "RepairPlan",
     "TooManyBad",
     "build",
     "default_workers",
@@ -29,4 +31,7 @@ __all__ = [
     "free_bytes",
     "parse_splits",
     "plan_build",
+    "source_at",
+    "plan_repair",
+    "repair",
 ]
