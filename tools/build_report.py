@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 
-from ..shards import Split, byte_size, printable
-from .packing import BuildPlan, BuildReport, Refusal
+import click
+from click.core import ParameterSource
+
+from ..shards import AlexshardError, Split, byte_size, printable
+from .packing import BuildPlan, BuildReport, HalfBuilt, Refusal, Usage, half_built_state, is_complete
+from .packing.patience import is_address, masked
 from .terminal import duration, facts, table
 
 SHOWN = 5  # remarks and reasons; the rest is counted
@@ -38,6 +43,7 @@ def plan_text(plan: BuildPlan, workers: int, free_bytes: int) -> str:
                     "source": f"{plan.settings.source}: {plan.listing.kind}, {plan.num_classes:,} classes",
                     "output": f"{_output_text(plan)}: needs {byte_size(plan.needed_bytes(workers))} "
                     f"with a margin, {byte_size(free_bytes)} are free",
+                    **_there_text(plan),
                     "images": image_text(plan),
                     "bad images": f"up to {plan.settings.max_bad.allowed(plan.found):,} are left out "
                     f"(--max-bad {plan.settings.max_bad}); every image is decoded to tell",
@@ -48,12 +54,6 @@ def plan_text(plan: BuildPlan, workers: int, free_bytes: int) -> str:
     )
 
 
-def _output_text(plan: BuildPlan) -> str:
-    if plan.settings.store is None:
-        return str(plan.settings.out)
-    return f"{plan.settings.destination}, by way of {plan.settings.out}"
-
-
 def image_text(plan: BuildPlan) -> str:
     """How images are stored, in words."""
     image = plan.settings.image
@@ -61,7 +61,55 @@ def image_text(plan: BuildPlan) -> str:
     return f"central {image.side}×{image.side} of the shorter side scaled to {image.side}, {form}, EXIF ignored"
 
 
-def summary_text(plan: BuildPlan, report: BuildReport, seconds: float) -> str:
+def _output_text(plan: BuildPlan) -> str:
+    if plan.settings.store is None:
+        return str(plan.settings.out)
+    return f"{plan.settings.destination}, by way of {plan.settings.out}"
+
+
+def _there_text(plan: BuildPlan) -> dict[str, str]:
+    """What the output holds already."""
+    if is_complete(plan):
+        return {"there": "the finished set; there is nothing to do"}
+    there = half_built_state(plan)
+    if there is None:
+        return {}
+    if there.differences:
+        return {"there": f"an unfinished build that differs, {there.differences[0]}: --restart would discard it"}
+    return {"there": f"{_extent(plan, there)} of an unfinished build, which will be checked and continued"}
+
+
+def _extent(plan: BuildPlan, there: HalfBuilt) -> str:
+    images = sum(len(split.order) for split in plan.splits.values())
+    return f"{there.shards:,} of {plan.num_shards:,} shards ({there.images:,} of {images:,} images)"
+
+
+def stopped_text(plan: BuildPlan, command: str) -> str:
+    """How far a build came that has ended early, and what continues it; empty if nothing of it is there."""
+    with suppress(OSError, AlexshardError):
+        if (there := half_built_state(plan)) is not None:
+            extent = _extent(plan, there)
+            return f"finished and kept: {extent}; the same command continues:\n  {command}"
+    return ""
+
+
+def typed_command(context: click.Context, *, but: Sequence[str]) -> str:
+    """The command as it was typed, without some of its options."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in but or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        if isinstance(parameter, click.Option):
+            words.append(max(parameter.opts, key=len))
+        if not getattr(parameter, "is_flag", False):
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words.append(masked(text) if is_address(text) else text)
+    return shlex.join(words)
+
+
+def summary_text(plan: BuildPlan, report: BuildReport) -> str:
     """What was done, as text that ends with the next command."""
     manifest, out = report.manifest, plan.settings.destination
     rows = [
@@ -77,7 +125,6 @@ def summary_text(plan: BuildPlan, report: BuildReport, seconds: float) -> str:
         for name, split in manifest.splits.items()
     ]
     header = ("split", "found", "packed", "patched", "quarantined", "shards", "size")
-    rate = f"{plan.found / max(seconds, 1e-9):,.0f} images/s"
     has_train = Split.TRAIN.value in manifest.splits
     following = f"{'alextrain run --shards' if has_train else 'alexshard verify'} {shlex.quote(out)}"
     if plan.settings.store is not None:
@@ -89,11 +136,11 @@ def summary_text(plan: BuildPlan, report: BuildReport, seconds: float) -> str:
             table(rows, header=header),
             facts(
                 {
-                    "shard set": out,
+                    "shard set": f"{out}, complete already: nothing was done" if report.was_complete else out,
                     "source": f"{plan.listing.kind}, {manifest.num_classes:,} classes",
                     "images": image_text(plan),
                     "mean RGB": f"{mean} (of {manifest.statistics.source})",
-                    "time": f"{duration(seconds)}, {rate}",
+                    **({} if report.was_complete else _effort(plan, report)),
                     "digest": manifest.digest,
                 }
             ),
@@ -101,6 +148,23 @@ def summary_text(plan: BuildPlan, report: BuildReport, seconds: float) -> str:
             f"next:\n  {following}",
         )
     )
+
+
+def _effort(plan: BuildPlan, report: BuildReport) -> dict[str, str]:
+    """What the build has taken, of time and of the machine."""
+    usage: Usage = report.usage
+    seconds = max(usage.wall_s, 1e-9)
+    size = sum(shard.bytes for split in report.manifest.splits.values() for shard in split.shards)
+    effort = {
+        "size": byte_size(size),
+        "time": f"{duration(seconds)}, {(plan.found - report.images_kept) / seconds:,.0f} images/s",
+        "CPU time": f"{duration(usage.cpu_s)}, {usage.cpu_s / seconds:.1f} cores busy",
+        "peak memory": f"{byte_size(usage.peak_bytes)} in the largest process",
+    }
+    if report.shards_kept:
+        kept = f"{report.shards_kept:,} of {plan.num_shards:,} shards ({report.images_kept:,} images)"
+        effort["taken over"] = f"{kept} from an earlier run, checked"
+    return effort
 
 
 def _listed(remarks: Sequence[str], refusals: Sequence[Refusal]) -> list[str]:

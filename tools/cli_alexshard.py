@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -76,6 +75,9 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 @click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG.  [default: 90]")
 @click.option("--size", type=click.IntRange(8, 2048), default=256, show_default=True, help="Side in pixels.")
 @click.option(
+    "--exact", is_flag=True, help="Decode all pixels of large JPEGs too: slower, other pixels by a level."
+)
+@click.option(
     "--samples-per-shard",
     type=click.IntRange(min=1),
     help="[default: what gives up to 128 MB; small sets are cut in four, or fewer of 250 samples]",
@@ -100,7 +102,9 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
     type=FOLDER,
     help="Shard set whose classes, mean and components a set without train takes.",
 )
-@click.option("--restart", is_flag=True, help="Discard what an unfinished build has left in --out, and begin again.")
+@click.option(
+    "--restart", is_flag=True, help="Discard what an unfinished build has left in --out, and begin again."
+)
 @click.option(
     "--hung-after",
     type=click.FloatRange(min=1, max=86_400),
@@ -116,6 +120,7 @@ def build(
     encoding: str,
     quality: int | None,
     size: int,
+    exact: bool,
     samples_per_shard: int | None,
     splits: str | None,
     seed: int,
@@ -155,6 +160,7 @@ def build(
         seed=seed,
         max_bad=packing.MaxBad.parse(max_bad),
         unlabelled=unlabelled,
+        exact=exact,
         statistics_from=statistics_from,
     )
     if scheduler is not None and workers is not None:
@@ -169,17 +175,23 @@ def build(
         if dry_run:
             click.echo(build_report.plan_text(plan, workers, packing.free_bytes(settings.out)))
             return
-        started = time.monotonic()
-        with Progress("build", plan.found, "images") as progress:
-            report = packing.build(
-                plan,
-                workers=workers,
-                on_progress=lambda images, bad: progress.advance(images, note=f"{bad:,} bad" if bad else ""),
-                restart=restart,
-                hung_after_s=hung_after,
-                executor=cluster.pack_shards if cluster else None,
-            )
-    click.echo(build_report.summary_text(plan, report, time.monotonic() - started))
+        try:
+            with Progress("build", plan.found, "images") as progress:
+                report = packing.build(
+                    plan,
+                    workers=workers,
+                    on_progress=lambda images, bad: progress.advance(images, note=f"{bad:,} bad" if bad else ""),
+                    restart=restart,
+                    hung_after_s=hung_after,
+                    executor=cluster.pack_shards if cluster else None,
+                )
+        except WrongCall:
+            raise
+        except BaseException:
+            command = build_report.typed_command(click.get_current_context(), but=("restart",))
+            click.echo(build_report.stopped_text(plan, command), err=True)
+            raise
+    click.echo(build_report.summary_text(plan, report))
 
 
 @contextmanager

@@ -3,35 +3,53 @@
 sources     what a folder holds: a listing of images, nothing decoded
 plan        which sample goes into which shard, under which key
 decode, image, shard, statistics    one shard, a pure function of the plan
-workers, output, quarantine, build  all of it, by several processes, whole or not at all
+workers     shards by several processes; one that dies or hangs is named
+lock, output, identity, resume      whose output it is, and what an earlier run has left in it
+finish, build                       all of it, whole or not at all
 """
 
-from .build import BuildPlan, BuildReport, BuildSettings, build, parse_splits, plan_build
+from .build import (
+    BuildPlan,
+    BuildReport,
+    BuildSettings,
+    Usage,
+    build,
+    half_built_state,
+    is_complete,
+    parse_splits,
+    plan_build,
+)
 from .output import free_bytes
 from .publish import destination
 from .quarantine import MaxBad, TooManyBad
 from .repair import RepairPlan, plan_repair, repair
+from .resume import HalfBuilt
 from .sources import BadSource, Refusal, source_at
 from .tar import BadArchive
-from .workers import default_workers
+from .workers import HUNG_AFTER_S, default_workers
 
 __all__ = [
+    "HUNG_AFTER_S",
     "BadArchive",
     "BadSource",
     "BuildPlan",
     "BuildReport",
     "BuildSettings",
+    "HalfBuilt",
     "MaxBad",
     "Refusal",
     "RepairPlan",
     "TooManyBad",
+    "Usage",
     "build",
     "default_workers",
     "destination",
     "free_bytes",
+    "half_built_state",
+    "is_complete",
     "parse_splits",
     "plan_build",
-    "source_at",
     "plan_repair",
     "repair",
+    "source_at",
 ]

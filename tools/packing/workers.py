@@ -31,6 +31,7 @@ from .signals import signals_delayed, signals_ignored
 from .sources import Container, Refusal
 
 TELL_EVERY_S = 0.2
+START_S = 60.0  # for a worker to start, from a disk that may be far away
 HUNG_AFTER_S = 300.0  # a photograph takes milliseconds, the largest that is decoded some seconds
 _TICK_S = 0.5
 _END_S = 10.0  # a killed process is gone at once, unless it waits for a disk that does not answer
@@ -108,7 +109,7 @@ def pack_shards(
                         on_shard(worker.plan.name)
                         worker.start_next(plans, clock.now)
             for worker in busy.values():
-                if worker.plan is not None and clock.now - worker.heard > job.hung_after_s:
+                if worker.plan is not None and clock.now - worker.heard > worker.patience_s:
                     raise worker.hung()
     finally:
         with signals_ignored(signal.SIGINT, signal.SIGTERM):
@@ -147,6 +148,7 @@ class _Worker:
         theirs.close()  # so that the pipe ends when the worker does
         self.plan: ShardPlan | None = None  # the shard it is at
         self.heard = 0.0  # when it last told something
+        self.patience_s = max(START_S, job.hung_after_s)  # until it has told anything
 
     def start_next(self, plans: Iterator[ShardPlan], now: float) -> None:
         self.plan = next(plans, None)
@@ -161,7 +163,7 @@ class _Worker:
                 raise self._died() from None
 
     def receive(self, now: float) -> _Progress | _Finished:
-        self.heard = now
+        self.heard, self.patience_s = now, self._job.hung_after_s
         try:
             message = self.pipe.recv()
         except BlockingIOError:
@@ -175,7 +177,7 @@ class _Worker:
 
     def hung(self) -> AlexshardError:
         return AlexshardError(
-            f"a worker has told nothing for {self._job.hung_after_s:g} s and was killed",
+            f"a worker has told nothing for {self.patience_s:g} s and was killed",
             where=self._where(),
             why="it hangs: at this image, or on a disk that does not answer",
             remedy="look at both; the same command continues, and --hung-after allows a slow disk more time",
@@ -245,6 +247,7 @@ def _work(pipe: Connection, job: Job, done: ctypes.c_longlong, coordinator: int)
             tell()
 
     try:
+        tell()  # that it has started
         while True:
             plan = pipe.recv()
             pack_shard(plan, job.containers, job.image_format, job.folder, on_image=on_image)
