@@ -5,8 +5,10 @@ Against a real S3 server on loopback, and a folder as the store of plain files.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -22,8 +24,9 @@ from alexshard.tools.packing.patience import is_address, masked
 from alexshard.tools.packing.publish import MARK_NAME, Mark, Publisher, check_prefix, publishing
 from alexshard.tools.packing.stores import Store, local_name
 
-from tests.conftest import run
+from tests.conftest import alexshard, run
 from tests.s3_server import S3, Cut, CutRequest, Hold, Slow, Spoil, Status
+from tests.tools.drawn import WNIDS, files_of, ilsvrc, jpeg, named_images, pack
 
 QUICK = (0.01, 0.01, 0.01, 0.01)
 BIG = os.urandom(1 << 20) * 40  # sent in three parts
@@ -409,3 +412,200 @@ def test_a_build_that_was_taken_over_writes_no_manifest(s3_here, tmp_path):
         s3_here.server.put("sets/a/" + MARK_NAME, ELSEWHERE.data())
         finished(tmp_path / "work", publisher, {})
     assert s3_here.server.objects("sets/a") == {MARK_NAME: ELSEWHERE.data(), "samples.tsv": b"rows"}
+
+
+# The command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pictures in the layout of ILSVRC2012; the shards below hold two each."""
+    return ilsvrc(tmp_path_factory.mktemp("source") / "small")
+
+
+@pytest.fixture(scope="module")
+def local(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every file of the same set in a folder."""
+    out = tmp_path_factory.mktemp("local") / "set"
+    run(*build_command(source, out))
+    return files_of(out)
+
+
+def build_command(source: Path, out: object, *more: object) -> list[str]:
+    return alexshard("build", source, "--out", out, "--size", 32, "--samples-per-shard", 2, "-j", 1, *more)
+
+
+@pytest.fixture
+def environment(s3: S3, tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, **s3.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+def told(command: list[str], environment: dict[str, str], code: int = 0) -> str:
+    """What a command that ends with `code` says, on both streams."""
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def test_a_set_in_a_store_is_the_local_one_byte_for_byte_whatever_fails_on_the_way(
+    s3, source, local, environment, tmp_path
+):
+    s3.proxy.add(
+        Status(500, times=2, method="PUT", key="train-000001"),
+        Status(503, method="PUT", key="train-000003"),
+        CutRequest(100, method="PUT", key="train-000004.tar"),
+        Cut(0, method="PUT", key="val-000000.idx"),
+        Slow(0.5, method="PUT", key="val-000001"),
+        Status(500, method="PUT", key="manifest.json"),
+        Status(503, method="GET", key="list-type"),
+    )
+
+    said = told(build_command(source, s3.url("sets/a")), environment)
+
+    assert s3.server.objects("sets/a") == local
+    assert s3.url("sets/a") in said
+    assert s3.proxy.spent()
+    assert files_of(tmp_path / "cache") == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("PUT", "train-000003.tar"), ("PUT", "samples.tsv"), ("PUT", "manifest.json"), ("DELETE", MARK_NAME)],
+)
+def test_a_build_killed_at_any_stage_continues_and_sends_no_shard_twice(
+    s3, source, local, environment, tmp_path, method, key
+):
+    command = build_command(source, s3.url("sets/a"))
+    hold = Hold(method=method, key=key, times=1000)
+    s3.proxy.add(hold)
+    build = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    assert hold.reached.wait(60)
+    build.kill()
+    build.wait()
+    s3.proxy.clear()
+    killed = s3.server.keys("sets/a/")
+    sent = [path.stem for path in tmp_path.rglob("*.sent")]
+    told(command, environment)
+
+    assert ("sets/a/manifest.json" in killed) == (method == "DELETE")
+    assert sent  # the held upload waited for one of three threads
+    assert s3.server.objects("sets/a") == local
+    assert [len(s3.proxy.seen("PUT", f"{name}.tar")) for name in sent] == [1] * len(sent)
+    assert files_of(tmp_path / "cache") == {}
+
+
+def test_a_stopped_build_says_how_to_continue_and_continues(s3, source, local, environment):
+    command = build_command(source, s3.url("sets/a"))
+    hold = Hold(method="PUT", key="val-000000.tar", times=1000)
+    s3.proxy.add(hold)
+    build = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+    assert hold.reached.wait(60)
+    build.send_signal(signal.SIGINT)
+    _, said = build.communicate()
+
+    assert build.returncode == 130
+    assert s3.url("sets/a") in said
+    mark = Mark.parse(s3.server.get("sets/a/" + MARK_NAME))
+    assert mark is not None
+    assert mark.pid == 0
+    s3.proxy.clear()
+    told(command, environment)
+    assert s3.server.objects("sets/a") == local
+
+
+def test_what_has_gone_from_the_store_is_packed_again(s3, source, local, environment):
+    command = build_command(source, s3.url("sets/a"))
+    s3.proxy.add(Status(403, method="PUT", key="manifest.json", times=1000))
+    told(command, environment, code=2)
+    s3.proxy.clear()
+    s3.server.delete("sets/a/train-000001.tar")
+    s3.server.put("sets/a/train-000002.idx", b"spoilt")
+
+    told(command, environment)
+
+    assert s3.server.objects("sets/a") == local
+    assert [len(s3.proxy.seen("PUT", f"train-00000{number}.tar")) for number in range(4)] == [1, 2, 2, 1]
+
+
+def test_the_same_command_on_a_finished_set_is_done_and_another_is_refused(s3, source, local, environment):
+    command = build_command(source, s3.url("sets/a"))
+    for name, data in local.items():
+        s3.server.put(f"sets/a/{name}", data)
+
+    assert "complete already" in told(command, environment)
+    assert "is a shard set already" in told([*command, "--seed", "1"], environment, code=2)
+    assert s3.server.objects("sets/a") == local
+    s3.server.put("sets/a/train-000003.tar", b"cut")
+    assert "train-000003.tar is not as it was sent" in told(command, environment, code=1)
+    assert s3.proxy.seen("PUT") == []
+
+
+def test_a_shard_of_bad_images_alone_leaves_no_gap_in_the_store(s3, environment, tmp_path):
+    images = {wnid: [(name, b"bad") for name, _ in pictures] for wnid, pictures in named_images(2).items()}
+    good = {wnid: [(f"{wnid}_9.JPEG", jpeg(number))] for number, wnid in enumerate(WNIDS)}
+    source = ilsvrc(tmp_path / "source", {wnid: images[wnid] + good[wnid] for wnid in WNIDS})
+    pack(source, tmp_path / "set", max_bad="100", samples_per_shard=1)
+
+    told(
+        build_command(source, s3.url("sets/a"), "--max-bad", 100, "--samples-per-shard", 1),
+        environment,
+    )
+
+    assert "train-000002.tar" in s3.server.objects("sets/a")
+    assert s3.server.objects("sets/a") == files_of(tmp_path / "set")
+
+
+def test_a_folder_is_a_store_too_and_work_lies_where_it_is_asked_to(source, local, environment, tmp_path):
+    address, work = f"file://{tmp_path}/store/a", tmp_path / "work"
+
+    told(build_command(source, address, "--work", work), environment)
+
+    assert files_of(tmp_path / "store") == {f"a/{name}": data for name, data in local.items()}
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_second_build_on_the_same_prefix_is_told_who_is_at_work(s3, source, environment, tmp_path):
+    command = build_command(source, s3.url("sets/a"))
+    hold = Hold(method="PUT", key="train-000000.tar", times=1000)
+    s3.proxy.add(hold)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as build:
+        assert hold.reached.wait(60)
+        said = told([*command, "--work", str(tmp_path / "other")], environment, code=2)
+        assert f"process {build.pid} on {socket.gethostname()}, since " in said
+        build.kill()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3://no-such-bucket/a", "there is no bucket no-such-bucket"),
+        ("gs://bucket/a", "pip install 'alexshard[gcs]'"),
+        ("s3://user:pa55word@bucket/a", "s3://***@bucket/a holds credentials"),
+    ],
+)
+def test_a_wrong_address_ends_before_anything_is_read_or_written(s3, source, environment, tmp_path, address, said):
+    if address.startswith("gs") and importlib.util.find_spec("gcsfs"):
+        pytest.skip("the extra gcs is installed")
+    text = told(build_command(tmp_path / "no-source", address), environment, code=2)
+
+    assert said in text
+    assert "pa55word" not in text
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_prefix_with_other_things_is_refused_before_anything_is_read(s3, environment, tmp_path):
+    s3.server.put("sets/a/holiday.jpg", b"x")
+
+    said = told(build_command(tmp_path / "no-source", s3.url("sets/a")), environment, code=2)
+
+    assert f"{s3.url('sets/a')} holds other things: holiday.jpg" in said
+
+
+def test_info_and_verify_say_that_a_set_in_a_store_must_be_copied_first(environment):
+    for command in ("info", "verify"):
+        said = told(alexshard(command, "s3://bucket/sets/a"), environment, code=2)
+        assert "s3://bucket/sets/a lies in a store" in said
