@@ -257,7 +257,7 @@ def _quarantine(shard_set: ShardSet) -> Html:
     path = shard_set.path / QUARANTINE_NAME
     try:
         refusals = [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
-        rows = [tuple(refusal[name] for name in ("name", "split", "source", "reason")) for refusal in refusals]
+        rows = [tuple(refusal[name] for name in ("name", "reason", "split", "source")) for refusal in refusals]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptShardSet(
             f"{QUARANTINE_NAME} cannot be read: {error}",
@@ -271,6 +271,6 @@ def _quarantine(shard_set: ShardSet) -> Html:
     if len(rows) > REFUSALS_SHOWN:
         told += f" The first {REFUSALS_SHOWN:,} are shown; {QUARANTINE_NAME} lists all."
     refused = table(
-        "Images that were refused", ("name", "split", "source", "reason"), rows[:REFUSALS_SHOWN], class_="list"
+        "Images that were refused", ("name", "reason", "split", "source"), rows[:REFUSALS_SHOWN], class_="list"
     )
     return _section("Quarantine", element("p", told), refused)

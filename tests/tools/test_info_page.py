@@ -177,8 +177,32 @@ def test_every_refused_image_is_told_with_its_reason(hostile):
 
     lines = (hostile.path / "quarantine.jsonl").read_text(encoding="ascii").splitlines()
     refused = [json.loads(line) for line in lines]
-    assert rows == {(item["name"], item["split"], item["source"], item["reason"]) for item in refused}
+    assert rows == {(item["name"], item["reason"], item["split"], item["source"]) for item in refused}
     assert len(rows) == len(HOSTILE)
+
+
+def test_a_set_without_labels_is_shown_without_classes(hostile, sample_set, tmp_path):
+    index = ShardSet.open(sample_set).index("test")
+    (tmp_path / "source" / "test").mkdir(parents=True)
+    with ShardBytes(index) as stored:
+        (tmp_path / "source" / "test" / "it.JPEG").write_bytes(stored.bytes_of(0))
+    options = ["--splits", "test", "--unlabelled", "--statistics-from", hostile.path]
+    run(*alexshard("build", tmp_path / "source", "--out", tmp_path / "set", *options))
+    tree = parsed(page(ShardSet.open(tmp_path / "set")))
+    refused = subprocess.run(
+        alexshard("show", tmp_path / "set", "--label", "0"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    run(*alexshard("show", tmp_path / "set", "--out", tmp_path / "sheet.png"))
+
+    assert "No split has labels." in "".join(tree.itertext())
+    assert len(list(tree.iter("img"))) == 1
+    assert (refused.returncode, "have no labels" in refused.stderr) == (2, True)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.text["Description"].splitlines()[-1] == "it: it, no label"
 
 
 def many_classes(folder: Path, number: int) -> ShardSet:
