@@ -44,6 +44,10 @@ _MOST_THREADS = 8  # so many outrun most disks, and each has a few megabytes of 
 _HEADER = "\t".join(COLUMNS).encode("ascii") + b"\n"
 
 
+class _Stopped(Exception):
+    """Nobody waits for what a thread is doing."""
+
+
 def verify_shard_set(path: str | Path, *, on_file: Callable[[str, int], None] | None = None) -> list[Problem]:
     """Check structure, indexes against tars, SHA-256, labels, statistics; returns what is wrong.
 
@@ -197,7 +201,7 @@ def _in_order(tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardFind
 
     def go_on() -> None:
         if stop.is_set():
-            raise InterruptedError
+            raise _Stopped
 
     ahead: deque[tuple[ShardTask, Future[ShardFindings]]] = deque()
     with ThreadPoolExecutor(threads) as pool:

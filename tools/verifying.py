@@ -60,6 +60,10 @@ def verified(folder: Path, *, deep: bool, source: Path | None) -> Verified:
         found = problems
         if problems:
             repaired = _repaired(path, source, problems)
+        else:
+            from .packing.repair import discard_leftovers
+
+            discard_leftovers(path)
         if repaired:
             problems = _surface(path, manifest)
     if deep and not problems:  # what is broken on the surface would only be told again

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from alexshard.shards import Manifest, verify_shard_set
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import alexshard, run
@@ -105,6 +107,32 @@ def test_what_is_wrong_is_made_again_to_the_same_bytes_and_the_rest_is_not_touch
     ]
     after = identities(copied)
     assert {name for name in before if before[name] != after[name]} == set(damages)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_flipped_bit_of_a_built_set_is_one_problem_with_its_file_and_byte(sound, data):
+    path = data.draw(st.sampled_from(sorted(path for path in sound.iterdir() if path.stat().st_size)))
+    whole = path.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
+    damaged = bytearray(whole)
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    try:
+        assert [(problem.file, problem.offset) for problem in verify_shard_set(sound)] == [(path.name, bit // 8)]
+    finally:
+        path.write_bytes(whole)
+
+
+def test_what_a_killed_repair_has_left_beside_a_sound_set_goes(copied, sound, source):
+    work = copied / ".build" / "repair"
+    work.mkdir(parents=True)
+    (work / "train-000000.npz").write_bytes(b"half of it")
+    (work.parent / "lock").touch()
+    done = repair(copied, source)
+
+    assert done.returncode == 0, done.stderr
+    assert contents(copied) == contents(sound)
 
 
 def test_a_sound_set_is_left_alone(copied, tmp_path):
@@ -259,19 +287,22 @@ def test_the_mean_image_of_a_set_without_train_is_not_made_up(sound, source, tmp
     assert (made / "val-000000.tar").read_bytes() == whole["val-000000.tar"]
 
 
-def test_a_repair_that_is_killed_has_changed_nothing_and_can_be_repeated(copied, sound, source):
+@pytest.mark.parametrize("moment", ["..", "*.npz", "*.json"])  # begun, at work, a shard is done
+def test_a_repair_that_is_killed_has_changed_nothing_and_can_be_repeated(copied, sound, source, moment):
     for number in range(3):
         flip(copied / f"train-{number:06d}.tar")
     before = contents(copied)
-    process = subprocess.Popen(
-        alexshard("verify", copied, "--repair", source), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     work = copied / ".build" / "repair"
-    while process.poll() is None and not (work.is_dir() and any(work.glob("*.json"))):
-        os.sched_yield()
-    process.send_signal(signal.SIGKILL)
+    with subprocess.Popen(
+        alexshard("verify", copied, "--repair", source), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not any(work.glob(moment)):
+            os.sched_yield()
+        process.send_signal(signal.SIGKILL)
+    if process.returncode == 0:
+        pytest.skip("the repair was faster than the look at it")
 
-    assert process.wait() == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL
     left = {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()}
     assert left == before
     assert repair(copied, source).returncode == 0

@@ -139,6 +139,17 @@ def repair(plan: RepairPlan, *, workers: int, on_progress: Callable[[int], None]
     return sorted(names)
 
 
+def discard_leftovers(folder: Path) -> None:
+    """Remove the work folder of a finished set, if a repair or a build was killed before it could.
+
+    Raises:
+        WrongCall: a build or another repair is at work on the set.
+    """
+    if Output(folder).work.exists():
+        with _work_folder(folder):
+            pass
+
+
 def _is_sound(path: Path, sha256: str) -> bool:
     try:
         return file_sha256(path) == sha256
