@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from .contents import Stored, read_members, wrong_bytes
 from .damage import Problem, difference
 from .index import VERSION, index_text
-from .manifest import SAMPLES_NAME, ImageFormat, ShardEntry
+from .manifest import SAMPLES_NAME, ImageFormat, Manifest, ShardEntry
 from .naming import ShardName
+from .rows import COLUMNS
 from .sample import LABEL_EXTENSION
 from .tar import BLOCK, BadMember, stored_size
 
 _MOST_PLACES = 10  # that are told of one shard
+HEADER = "\t".join(COLUMNS).encode("ascii") + b"\n"
 # A line of samples.tsv whose key is one, with key, label, split, shard, note and CRC-32.
 _LINE = re.compile(
     rb"([A-Za-z0-9_][A-Za-z0-9_-]*)\t([0-9]{0,9})\t([a-z]+)\t([^\t]+)\t[^\t]*\t([^\t]*)\t([0-9a-f]{8})\n"
@@ -71,6 +74,43 @@ def check_shard(task: ShardTask, on_bytes: Callable[[], object]) -> ShardFinding
         findings.keys = np.array([hash(row.key) for row in rows], np.int64)
     findings.problems += _shard_problems(task, rows, on_bytes)
     return findings
+
+
+def first_wrong_line(folder: Path, manifest: Manifest, text: bytes) -> tuple[int, str] | None:
+    """The first byte of the first line of samples.tsv that cannot be right, and why not.
+
+    A line must be of the shard whose turn it is, and of the sample that lies there by the shard's index.
+    """
+    if not text.startswith(HEADER):
+        return difference(text[: len(HEADER)], HEADER)
+    lines = iter(text[len(HEADER) :].splitlines(keepends=True))
+    at, number = len(HEADER), 2
+    for name, split in manifest.splits.items():
+        for shard in split.shards:
+            keys = _keys_in_index(folder / ShardName.parse(shard.name).index_name, shard)
+            for place, line in enumerate(islice(lines, shard.samples)):
+                fields = _LINE.fullmatch(line)
+                if not line.endswith(b"\n"):
+                    return None  # the file ends here, which is told as such
+                if fields is None:
+                    return at, f"line {number} is no sample: {line[:80]!r}"
+                if fields[3].decode() != name or fields[4].decode("utf-8", "replace") != shard.name:
+                    return at, f"line {number} is not of {shard.name}, whose turn it is"
+                if keys is not None and keys[place] != fields[1].decode():
+                    return at, f"line {number} is of {fields[1].decode()}, the index has {keys[place]} there"
+                at, number = at + len(line), number + 1
+    return None
+
+
+def _keys_in_index(path: Path, shard: ShardEntry) -> list[str] | None:
+    """The keys of a shard, by its index; None if that is not as it was written."""
+    try:
+        index = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(index).hexdigest() != shard.index_sha256:
+        return None
+    return [line.split(" ")[3].partition(".")[0] for line in index.decode("ascii").splitlines()[1:]]
 
 
 def _rows(task: ShardTask, findings: ShardFindings) -> Iterator[_Row]:

@@ -46,16 +46,21 @@ def restored(folder: Path, manifest: Manifest, name: str, sha256: str) -> bytes 
     return None
 
 
+def derived(manifest: Manifest, name: str) -> bytes | None:
+    """The bytes of a file that says what the manifest says; None: it is none of these."""
+    if name == INFO_NAME:
+        return info_text(manifest.splits).encode("ascii")
+    return classes_text(manifest.classes).encode("utf-8") if name == CLASSES_NAME else None
+
+
 def _candidates(folder: Path, manifest: Manifest, name: str, sha256: str) -> Iterator[bytes]:
     if name == SUMS_NAME:
         files = manifest.files or {
             other: file_entry(_read(folder / other)) for other in (SAMPLES_NAME, MEAN_IMAGE_NAME, QUARANTINE_NAME)
         }
         yield sums_text(manifest.splits, files).encode("ascii")
-    elif name == INFO_NAME:
-        yield info_text(manifest.splits).encode("ascii")
-    elif name == CLASSES_NAME:
-        yield classes_text(manifest.classes).encode("utf-8")
+    elif (data := derived(manifest, name)) is not None:
+        yield data
     elif name.endswith(".idx"):
         try:
             with (folder / str(ShardName.parse(name.removesuffix(".idx") + ".tar"))).open("rb") as file:

@@ -22,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .check import ShardFindings, ShardTask, check_shard
+from .check import HEADER, ShardFindings, ShardTask, check_shard, first_wrong_line
 from .damage import Damage, Problem, difference, file_damage, manifest_damage
 from .errors import BadManifest, CorruptShardSet
 from .manifest import (
@@ -37,11 +37,10 @@ from .manifest import (
 )
 from .naming import ShardName
 from .reader import ShardSet, find_shard_set
-from .rows import COLUMNS
+from .restore import derived
 
 _BLOCK = 1 << 20
 _MOST_THREADS = 8  # so many outrun most disks, and each has a few megabytes of buffers
-_HEADER = "\t".join(COLUMNS).encode("ascii") + b"\n"
 
 
 class _Stopped(Exception):
@@ -142,9 +141,21 @@ def _file_damage(path: Path, sha256: str, manifest: Manifest) -> Damage | None:
                 digest.update(block)
         if digest.hexdigest() == sha256:
             return None
-        return file_damage(path.read_bytes(), sha256, manifest.files.get(path.name))
+        data = path.read_bytes()
     except OSError as error:
         return Damage(f"cannot be read: {error.strerror}")
+    damage = file_damage(data, sha256, manifest.files.get(path.name))
+    if damage is None or damage.mended is not None:
+        return damage
+    # More than one bit is wrong: the first place that can be known.
+    wanted = derived(manifest, path.name)
+    if wanted is not None and hashlib.sha256(wanted).hexdigest() == sha256:
+        place = difference(data, wanted)
+    elif path.name == SAMPLES_NAME:
+        place = first_wrong_line(path.parent, manifest, data)
+    else:
+        place = None
+    return damage if place is None else Damage(place[1], place[0])
 
 
 def _check_shards(
@@ -155,7 +166,7 @@ def _check_shards(
     keys: dict[str, list[NDArray[np.int64]]] = {name: [] for name in manifest.splits}
     patched = dict.fromkeys(manifest.splits, 0)
     with closing(rows or io.BytesIO()):
-        if rows is not None and next(rows, b"") != _HEADER:
+        if rows is not None and next(rows, b"") != HEADER:
             yield Problem(SAMPLES_NAME, "does not begin with the names of its columns")
         for task, findings in _in_order(_tasks(folder, manifest, rows)):
             yield from findings.problems

@@ -198,3 +198,32 @@ def test_a_set_of_an_early_build_is_verified_too(tiny: Tiny, tmp_path: Path, nam
     assert verify_shard_set(early) == []
     with damaged(early / name, with_flip((early / name).read_bytes(), 100)):
         assert {file for file, _ in places(early)} == {name}
+
+
+def test_of_several_wrong_bytes_in_a_file_that_follows_from_the_manifest_the_first_is_named(tiny: Tiny) -> None:
+    for name in ("_info.json", "classes.txt", "SHA256SUMS"):
+        whole = (tiny.path / name).read_bytes()
+        with damaged(tiny.path / name, whole[:4] + b"XY" + whole[6:]):
+            assert places(tiny.path) == [(name, 4)]
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now", "what"),
+    [
+        (b"train_1_1\t1\ttrain\t", b"train_1_1\tx\ttrian\t", "is no sample"),
+        (b"train\ttrain-000001.tar\toriginal 1", b"train\ttrain-000000.tar\toriginal 2", "whose turn it is"),
+        (b"train_1_1\t1", b"train_1_9\t0", "is of train_1_9, the index has train_1_1 there"),
+    ],
+)
+def test_of_several_wrong_bytes_in_samples_tsv_the_first_wrong_line_is_named(
+    tiny: Tiny, was: bytes, is_now: bytes, what: str
+) -> None:
+    path = tiny.path / "samples.tsv"
+    whole = path.read_bytes()
+    assert whole.count(was) == 1
+    line = whole.rindex(b"\n", 0, whole.index(was)) + 1
+    with damaged(path, whole.replace(was, is_now)):
+        problem = first(tiny.path)
+
+    assert (problem.file, problem.offset) == ("samples.tsv", line)
+    assert what in problem.what
