@@ -616,7 +616,7 @@ def test_a_worker_that_is_killed_ends_the_build_in_words(tmp_path):
 def test_a_signal_ends_the_command_with_its_code_and_no_set(tmp_path, number, code):
     source = ilsvrc(tmp_path / "source", named_images(400))
     command = alexshard(
-        "build", source, "--out", tmp_path / "set", "--size", 32, "--samples-per-shard", 50, "-j", 2
+        "build", source, "--out", tmp_path / "set", "--size", 32, "--samples-per-shard", 4, "-j", 2
     )
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, start_new_session=True) as process:
@@ -634,7 +634,7 @@ def test_a_signal_ends_the_command_with_its_code_and_no_set(tmp_path, number, co
 
 def test_after_the_coordinator_is_killed_its_workers_end_and_the_next_build_is_whole(tmp_path):
     source = ilsvrc(tmp_path / "source", named_images(400))
-    options = ("--size", 32, "--samples-per-shard", 50, "-j", 2)
+    options = ("--size", 32, "--samples-per-shard", 4, "-j", 2)
     command = alexshard("build", source, "--out", tmp_path / "set", *options)
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         while not list((tmp_path / "set").glob(f"{WORK_NAME}/train-*.json")):

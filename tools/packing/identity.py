@@ -83,8 +83,15 @@ def identity_of(
     }
     for name, value in build_facts.items():
         facts |= _flat(name, value)
-    states = {held.label: list(held.state) for held in listing.containers if not held.is_folder}
+    states = {_archive(held): list(held.state) for held in listing.containers if not held.is_folder}
     return Identity(facts, states)
+
+
+def _archive(container: Container) -> str:
+    """What to call the file that a container lies in: of OUTER.tar/INNER.tar, OUTER.tar."""
+    name = str(container.path).rpartition("/")[2]
+    before, found, _ = container.label.partition(name)
+    return before + found
 
 
 def changed_since(listing: Listing) -> str | None:
@@ -146,5 +153,8 @@ def _shown(value: Any) -> str:
 def _shown_state(state: list[int] | None) -> str:
     if state is None:
         return "not there"
-    when = datetime.fromtimestamp(state[1] / 1e9, UTC)
-    return f"{state[0]:,} bytes of {when:%Y-%m-%d %H:%M:%S.%f} UTC"
+    try:
+        when = f"{datetime.fromtimestamp(state[1] / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
+    except (ValueError, OverflowError, OSError):
+        when = f"version {state[1]:x}"  # what a store tells need not be a time
+    return f"{state[0]:,} bytes of {when}"
