@@ -23,6 +23,8 @@ from .manifest import (
 )
 from .naming import ShardName
 
+_OF_THE_FIRST = (SAMPLES_NAME, MEAN_IMAGE_NAME, QUARANTINE_NAME)
+
 
 def promised_digests(folder: Path, manifest: Manifest) -> dict[str, str]:
     """SHA-256 of every file of a set but the manifest; of early builds only as far as SHA256SUMS is sound."""
@@ -55,10 +57,11 @@ def derived(manifest: Manifest, name: str) -> bytes | None:
 
 def _candidates(folder: Path, manifest: Manifest, name: str, sha256: str) -> Iterator[bytes]:
     if name == SUMS_NAME:
-        files = manifest.files or {
-            other: file_entry(_read(folder / other)) for other in (SAMPLES_NAME, MEAN_IMAGE_NAME, QUARANTINE_NAME)
-        }
-        yield sums_text(manifest.splits, files).encode("ascii")
+        # Of early builds the other files are asked, of which there were fewer at first.
+        there = [name for name in (*_OF_THE_FIRST, INFO_NAME, CLASSES_NAME) if (folder / name).is_file()]
+        for names in (_OF_THE_FIRST, there):
+            files = manifest.files or {name: file_entry(_read(folder / name)) for name in names}
+            yield sums_text(manifest.splits, files).encode("ascii")
     elif (data := derived(manifest, name)) is not None:
         yield data
     elif name.endswith(".idx"):

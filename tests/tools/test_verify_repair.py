@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import alexshard, run
+from tests.shards.conftest import early_set
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,17 @@ def test_sets_of_other_settings_are_repaired_by_these(source, tmp_path, options)
 
     assert done.returncode == 0, done.stderr
     assert contents(made) == whole
+
+
+@pytest.mark.parametrize("lost", ["SHA256SUMS", "val-000000.idx", "mean_image.npy"])
+def test_a_set_of_an_early_build_is_repaired_too(sound, source, tmp_path, lost):
+    early = early_set(sound, tmp_path / "early")
+    whole = contents(early)
+    cut(early / lost)
+    done = repair(early, source)
+
+    assert done.returncode == 0, done.stderr
+    assert contents(early) == whole
 
 
 @pytest.fixture(scope="module")

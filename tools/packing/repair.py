@@ -53,6 +53,7 @@ from .statistics import PixelSums
 from .workers import Job, pack_shards
 
 _SHOWN = 5  # differences in a message
+_SIDE_FILES = (SAMPLES_NAME, MEAN_IMAGE_NAME, QUARANTINE_NAME)  # that a source can give
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,10 @@ def plan_repair(
     for name in dict.fromkeys(problem.file for problem in problems):
         if name in digests and not _is_sound(folder / name, digests[name]):
             data = restored(folder, manifest, name, digests[name])
-            if data is None:
-                lost.add(name)
-            else:
+            if data is not None:
                 known[name] = data
+            elif name in _SIDE_FILES or name.endswith((".tar", ".idx")):
+                lost.add(name)
     if Split.TRAIN not in manifest.splits:
         lost.discard(MEAN_IMAGE_NAME)  # it came from another set, not from this source
     from_source = _from_source(folder, manifest, source, frozenset(lost), on_found) if lost else None
