@@ -363,6 +363,7 @@ def traps(dest: Path) -> Path:
         finally:
             os.chdir(here)
     (cat / "loop").symlink_to(dest, target_is_directory=True)
+    (cat / "everything").symlink_to("/", target_is_directory=True)
     (cat / "loop.jpg").symlink_to("loop.jpg")
     (cat / "folder.jpg").symlink_to(dest / "dog", target_is_directory=True)
     (cat / "nowhere.jpg").symlink_to(dest / "nowhere")

@@ -21,13 +21,15 @@ from typing import Any
 import pytest
 from alexshard.shards import KEY_LENGTH, read_rows
 from alexshard.shards.naming import is_key
-from alexshard.tools.packing import BadSource
+from alexshard.tools.packing import BadSource, BuildSettings, MaxBad, plan_build
+from alexshard.tools.packing import build as packed
 from alexshard.tools.packing.plan import unique_keys
 from alexshard.tools.packing.sources.devkit import read_devkit
+from PIL import Image
 
-from tests.conftest import alexshard
-from tests.tools import hostile
-from tests.tools.drawn import folders, ilsvrc, jpeg, meta_mat, tar_bytes
+from tests.conftest import alexshard, run
+from tests.tools import drawn, hostile
+from tests.tools.drawn import SMALL, folders, ilsvrc, jpeg, meta_mat, tar_bytes
 
 LONGEST_LINE = 500  # characters of what a person is shown
 WALL_S = 120  # a net below everything: nothing here takes more than a few seconds
@@ -67,17 +69,21 @@ class Ended:
 
 def state(folder: Path, leave_out: Path) -> dict[str, Any]:
     """Everything below a folder, without opening any of it."""
-    found = {}
-    for above, names, files in os.walk(folder):
-        names[:] = [name for name in names if Path(above, name) != leave_out]
-        for path in (Path(above, name) for name in (*names, *files)):
-            status = path.lstat()
-            changed = None if path.is_dir() else (status.st_size, status.st_mtime_ns)
-            found[str(path)] = (status.st_mode, changed)
+    found, waiting = {}, [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                status, is_folder = entry.stat(follow_symlinks=False), entry.is_dir(follow_symlinks=False)
+                if entry.path != str(leave_out):
+                    found[entry.path] = (
+                        status.st_mode,
+                        None if is_folder else (status.st_size, status.st_mtime_ns),
+                    )
+                    waiting += [entry.path] if is_folder else []
     return found
 
 
-def build(tmp_path: Path, source: Path, *options: object, limit_mb: int) -> Ended:
+def build(tmp_path: Path, source: Path, *options: object, limit_mb: int, wall_s: int = WALL_S) -> Ended:
     """Build a source by the command, and check what holds whatever the source is."""
     for name in ("home", "temporary"):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -86,7 +92,7 @@ def build(tmp_path: Path, source: Path, *options: object, limit_mb: int) -> Ende
     done = subprocess.run(
         [sys.executable, "-S", "-c", _MEASURED, *command],
         capture_output=True,
-        timeout=WALL_S,
+        timeout=wall_s,
         cwd=tmp_path,
         env=os.environ | {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")},
         check=False,
@@ -307,7 +313,7 @@ def test_a_class_of_empty_members_by_the_hundred_thousand_is_one_message_or_one_
 def test_a_million_empty_members_are_refused_in_bounded_time_and_memory(tmp_path):
     source = hostile.edition_of_empty_members(tmp_path / "source", 1_000_000)
 
-    ended = build(tmp_path, source, "--max-bad", "100%", limit_mb=1500)
+    ended = build(tmp_path, source, "--max-bad", "100%", limit_mb=1500, wall_s=1200)
 
     assert ended.code == 0, ended.lines
     assert {line["reason"] for line in ended.quarantine()} == {"empty: no bytes"}
@@ -319,7 +325,7 @@ def test_a_million_empty_members_are_refused_in_bounded_time_and_memory(tmp_path
 def test_names_that_reach_outside_by_the_million_take_bounded_time_and_memory(tmp_path):
     inner = b"".join(hostile.header(b"../%d.JPEG" % number, 0) for number in range(1_000_000)) + hostile.END
 
-    ended = build(tmp_path, hostile.edition(tmp_path / "source", inner), limit_mb=2000)
+    ended = build(tmp_path, hostile.edition(tmp_path / "source", inner), limit_mb=2000, wall_s=1200)
 
     assert ended.code == 1
     assert "1,000,000 bad images so far, and of 1,000,004" in ended.said
@@ -360,6 +366,81 @@ def test_a_pipe_in_the_place_of_an_archive_or_of_the_source_ends_the_build_at_on
         ended = build(tmp_path, tmp_path / name.partition("/")[0], limit_mb=200)
 
         assert (ended.code, what in ended.said) == (code, True), ended.lines
+
+
+def test_an_image_that_turned_into_a_pipe_after_it_was_listed_is_not_waited_for(tmp_path):
+    source = folders(tmp_path / "source", {"cat": {"1.jpg": jpeg(1)}, "dog": {"2.jpg": jpeg(2)}})
+    settings = BuildSettings(source=source, out=tmp_path / "set", image=SMALL, max_bad=MaxBad.parse("100%"))
+    plan = plan_build(settings)
+    (source / "cat" / "1.jpg").unlink()
+    os.mkfifo(source / "cat" / "1.jpg")
+
+    with within(60), pytest.raises(BadSource, match="changed or fails"):
+        packed(plan, workers=1, on_progress=lambda *_: None)
+
+
+@pytest.mark.parametrize("grows", [-1, 1])
+def test_an_image_that_grew_or_shrank_after_it_was_listed_ends_the_build(tmp_path, grows):
+    source = folders(tmp_path / "source", {"cat": {"1.jpg": jpeg(1)}, "dog": {"2.jpg": jpeg(2)}})
+    settings = BuildSettings(source=source, out=tmp_path / "set", image=SMALL, max_bad=MaxBad.parse("100%"))
+    plan = plan_build(settings)
+    os.truncate(source / "cat" / "1.jpg", len(jpeg(1)) + grows)
+
+    with pytest.raises(BadSource, match="bytes were listed"):
+        packed(plan, workers=1, on_progress=lambda *_: None)
+
+
+@pytest.mark.parametrize("place", ["beside", "train/cat/deep"])
+def test_folders_nested_a_thousand_deep_end_in_one_line_or_do_not_matter(tmp_path, place):
+    source = folders(tmp_path / "source", {"train/cat": {"1.jpg": jpeg(1)}})
+
+    with deep_folder(source / place, 1500):
+        ended = build(tmp_path, source, limit_mb=200)
+
+    assert (ended.code, "nested too deeply" in ended.said) == ((0, False) if place == "beside" else (1, True))
+
+
+@contextmanager
+def deep_folder(path: Path, depth: int) -> Iterator[None]:
+    """So many folders in each other, removed afterwards: `shutil.rmtree`, and so pytest, cannot."""
+    path.mkdir()
+    here = Path.cwd()
+    os.chdir(path)
+    try:
+        for _ in range(depth):
+            Path("d").mkdir()
+            os.chdir("d")
+        os.chdir(here)
+        yield
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-r", path], check=True)
+
+
+_SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from alexshard.tools.packing.decode import BadImage, decode
+data = Path(sys.argv[1]).read_bytes()
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 30_000_000,) * 2)
+try:
+    decode(data)
+except BadImage:
+    print("refused")
+except Exception as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_want_of_memory_is_no_fault_of_the_image(tmp_path, kind):
+    large = drawn.encoded(Image.new("RGB", (4000, 4000)), kind)
+    (tmp_path / "image").write_bytes(large)
+
+    said = run(sys.executable, "-c", _SHORT_OF_MEMORY, tmp_path / "image")
+
+    assert said == "memory ran out while an image was decoded\n"
 
 
 def test_a_flat_folder_of_many_images_is_a_wrong_call(tmp_path):

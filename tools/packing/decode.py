@@ -70,7 +70,19 @@ def decode(data: bytes, *, side: int | None = None) -> Decoded:
 
     Raises:
         BadImage: the bytes are no sound image, or too large to be one.
+        AlexshardError: there is no memory left, which says nothing of the image.
     """
+    try:
+        return _decode(data, side)
+    except MemoryError:
+        raise AlexshardError(
+            "memory ran out while an image was decoded",
+            why="the image may be sound, so it can be neither packed nor refused",
+            remedy="build with fewer workers (-j) or on a machine with more memory",
+        ) from None
+
+
+def _decode(data: bytes, side: int | None) -> Decoded:
     notes: tuple[str, ...] = ()
     if not data:
         raise BadImage("empty: no bytes")
@@ -90,6 +102,8 @@ def decode(data: bytes, *, side: int | None = None) -> Decoded:
             try:
                 pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGBX", min_factor=reduction, **smaller)
             except ValueError as error:
+                if "memory" in str(error).lower():  # libjpeg's own
+                    raise MemoryError from None
                 if not _is_harmless(str(error)):
                     raise BadImage(f"damaged JPEG: {error}") from None
                 notes += ("stray bytes",)
@@ -156,7 +170,7 @@ def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]
                 _check_size(*image.size)
                 image.load()
                 return _rgbx(image), _notes(image)
-        except BadImage:
+        except (BadImage, MemoryError):
             raise
         except PIL.UnidentifiedImageError:
             raise BadImage(f"no image: begins with {data[:12]!r}") from None

@@ -91,7 +91,7 @@ class SourceReader:
             if _is_remote(container):
                 data = self._read_remote(container, sample)
             elif container.is_folder:
-                with (container.path / sample.name).open("rb", buffering=0) as file:
+                with open(container.path / sample.name, "rb", buffering=0, opener=_at_once) as file:
                     data = _exactly(file.fileno(), sample.size + 1, 0)  # one more: it may have grown
             else:
                 data = _exactly(self._descriptor(container), sample.size, sample.offset)
@@ -151,6 +151,11 @@ class SourceReader:
         if len(self._open) > MOST_OPEN:
             os.close(self._open.popitem(last=False)[1])
         return descriptor
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting: what was a file when it was listed may be a pipe by now."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _exactly(descriptor: int, size: int, offset: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -24,6 +25,8 @@ from .images import Images
 from .listing import Container, Listing, Refusal, is_image_name, scan
 
 State = tuple[str, int, int]  # path relative to the source, bytes (a folder: -1), time of change (ns)
+# What may hold parts of a source or classes; below anything else a link leads elsewhere, perhaps to the root.
+_PART = re.compile(r"\.|train|val|test|data|patch_images|ILSVRC.*|.*devkit.*", re.IGNORECASE)
 _SUM_BYTES = hashlib.sha256().digest_size
 
 
@@ -114,18 +117,23 @@ def still_holds(listing: Listing, source: Path, settings: dict[str, Any]) -> boo
 
 
 def _states(source: Path) -> Iterator[State]:
-    """Of every folder and every file that is no image; links are followed, hidden names left out."""
-    seen, folders = set(), [(source, ".")]
+    """Of every folder and every file that is no image; hidden names left out.
+
+    A link to a folder is followed where a listing follows it: where it may be a part of the source or a class.
+    """
+    seen: set[object] = set()
+    folders = [(source, ".")]
     while folders:
         folder, name = folders.pop()
-        real = folder.resolve()
+        real = (folder.stat().st_dev, folder.stat().st_ino) if isinstance(folder, Path) else name
         if real in seen:  # a loop of links
             continue
         seen.add(real)
         yield _state(folder, name)
+        follow = all(_PART.fullmatch(part) for part in name.split("/"))
         for entry in scan(folder):
             inner = entry.name if name == "." else f"{name}/{entry.name}"
-            if entry.is_dir() and not entry.name.startswith("."):
+            if entry.is_dir(follow_symlinks=follow) and not entry.name.startswith("."):
                 folders.append((folder / entry.name, inner))
             elif not entry.name.startswith(".") and not is_image_name(entry.name):
                 yield _state(folder / entry.name, inner)

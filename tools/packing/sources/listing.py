@@ -108,9 +108,14 @@ def is_image_name(name: str) -> bool:
 
 def holds_image(folder: Path) -> bool:
     """Whether anything below a folder ends like an image."""
-    for entry in scan(folder):
-        if holds_image(folder / entry.name) if entry.is_dir(follow_symlinks=False) else is_image_name(entry.name):
-            return True
+    waiting = [folder]  # no recursion: folders may lie deeper in each other than Python's stack
+    while waiting:
+        above = waiting.pop()
+        for entry in scan(above):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(above / entry.name)
+            elif is_image_name(entry.name):
+                return True
     return False
 
 
