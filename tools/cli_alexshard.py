@@ -181,6 +181,7 @@ def build(
                     plan,
                     workers=workers,
                     on_progress=lambda images, bad: progress.advance(images, note=f"{bad:,} bad" if bad else ""),
+                    on_kept=progress.skip,
                     restart=restart,
                     hung_after_s=hung_after,
                     executor=cluster.pack_shards if cluster else None,

@@ -122,6 +122,7 @@ class Progress:
         self.stream = sys.stderr if stream is None else stream
         self.every_s = every_s
         self.done = 0
+        self.skipped = 0
         self.note = ""
         self._bar: Any = None
         self._task: Any = None
@@ -152,13 +153,19 @@ class Progress:
             self._print_line()
             self._printed = time.monotonic()
 
+    def skip(self, number: int) -> None:
+        """Count `number` units as done before: they say nothing of the time that the others will take."""
+        self.skipped += number
+        self.started = time.monotonic()
+        self.advance(number, note=self.note)
+
     def _print_line(self) -> None:
         elapsed = max(time.monotonic() - self.started, 1e-9)
-        rate = self.done / elapsed
+        rate = (self.done - self.skipped) / elapsed
         of = "" if self.total is None else f"/{self.total:,}"
         line = f"{self.title} {self.done:,}{of} {self.unit}, {rate:,.0f} {self.unit}/s"
         if self.total is not None and self.done < self.total:
-            line += f", {duration((self.total - self.done) / rate)} left"
+            line += f", {duration((self.total - self.done) / max(rate, 1e-9))} left"
         elif self.total is not None:
             line += f", {duration(elapsed)}"
         print(line + (f", {self.note}" if self.note else ""), file=self.stream, flush=True)

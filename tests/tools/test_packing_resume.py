@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from alexshard.shards import AlexshardError, ImageFormat, Manifest, WrongCall, v
 from alexshard.tools.packing import BuildSettings, MaxBad, TooManyBad, build, plan_build
 from alexshard.tools.packing.identity import Identity
 from alexshard.tools.packing.output import WORK_NAME, Output
+from alexshard.tools.terminal import Progress
 
 from tests.conftest import alexshard
 from tests.tools.drawn import SMALL, files_of, ilsvrc, named_images
@@ -541,6 +543,15 @@ def command(source: Path, out: Path, *options: object) -> list[str]:
 
 def told(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_what_was_taken_over_is_no_speed():
+    stream = io.StringIO()
+
+    with Progress("build", total=10, unit="images", stream=stream, every_s=0) as progress:
+        progress.skip(10)
+
+    assert stream.getvalue().startswith("build 10/10 images, 0 images/s")
 
 
 def test_a_failed_command_says_how_far_it_came_and_what_continues_it(tmp_path):

@@ -22,7 +22,7 @@ from .output import WORK_NAME, Output, check_finished, check_output, check_space
 from .plan import SplitPlan, plan_splits, sample_bytes
 from .publish import MARK_NAME, UPLOADS, Publisher, check_prefix, published, publishing
 from .quarantine import MaxBad
-from .resume import HalfBuilt, continue_build, half_built, names_of, planned_images, take_over
+from .resume import HalfBuilt, Kept, continue_build, half_built, names_of, planned_images, take_over
 from .shard import SPOOL_BYTES
 from .sources import BadSource, Listing, Refusal, cached_listing, save_listing
 from .stores import Store
@@ -213,6 +213,7 @@ def build(
     restart: bool = False,
     hung_after_s: float = HUNG_AFTER_S,
     executor: Executor | None = None,
+    on_kept: Callable[[int], object] | None = None,
 ) -> BuildReport:
     """Pack the planned set, or what an earlier run of the same build has left to do.
 
@@ -221,6 +222,7 @@ def build(
         restart: discard what an unfinished build has left.
         hung_after_s: a worker that tells nothing for so long is killed, and the build ends.
         executor: who packs the shards, where it is not `workers` processes of this machine.
+        on_kept: called, in the place of `on_progress`, with images whose shards are taken over.
 
     Raises:
         TooManyBad: more images are bad than settings.max_bad allows.
@@ -256,6 +258,7 @@ def build(
                 on_progress=on_progress,
                 hung_after_s=hung_after_s,
                 executor=executor,
+                on_kept=on_kept,
             )
         output.complete = True
     if settings.store is not None:
@@ -284,8 +287,14 @@ def _pack(
     on_progress: Callable[[int, int], object],
     hung_after_s: float,
     executor: Executor | None,
+    on_kept: Callable[[int], object] | None,
 ) -> BuildReport:
     """Take over what is there, pack what is missing, and finish the set; see `build`."""
+
+    def keep(shard: Kept) -> None:
+        if on_kept is not None:
+            on_kept(shard.images)
+        count(0 if on_kept else shard.images, shard.refusals)
 
     def count(images: int, refusals: Sequence[Refusal]) -> None:
         if publisher is not None:
@@ -300,7 +309,7 @@ def _pack(
         output,
         plan.splits,
         threads=default_workers(),
-        on_kept=lambda shard: count(shard.images, shard.refusals),
+        on_kept=keep,
         **({"in_store": publisher.holds} if publisher else {}),
     )
     if publisher is not None:

@@ -188,7 +188,7 @@ def _move_back(output: Output, splits: dict[Split, SplitPlan]) -> None:
                         moved, place = output.folder / new, output.work / old
                         if moved.exists() and not place.exists():
                             moved.rename(place)
-            except (AlexshardError, ValueError, KeyError, TypeError, OSError):
+            except (AlexshardError, ValueError, KeyError, TypeError, FileNotFoundError):
                 pass  # a record is lost: which shards the others are cannot be told, so they are packed again
         sync_folder(output.work)
     output.discard_set_files()
