@@ -79,14 +79,17 @@ def test_what_is_on_its_way_is_bounded_in_images_and_in_bytes(source, monkeypatc
     assert max(sum(sample.size for sample in on_their_way[:-1]) for on_their_way in ahead) <= size
 
 
-def test_the_system_is_told_what_of_an_archive_comes_next_before_it_is_asked_for(tmp_path, monkeypatch):
-    listing = list_source(ilsvrc(tmp_path, named_images(PER_CLASS), val=0))
+def test_the_system_is_told_every_page_of_the_images_that_come_next_in_hints_that_it_does_not_cut(
+    tmp_path, monkeypatch
+):
+    train = {"n00000001": [(f"n00000001_{i}.JPEG", bytes(i * 30_000)) for i in range(1, PER_CLASS)]}
+    listing = list_source(ilsvrc(tmp_path, train, val=0))
     told = []
     advise = os.posix_fadvise
 
     def telling(descriptor, offset, size, advice):
         if advice == os.POSIX_FADV_WILLNEED:
-            told.append((offset, size))
+            told.append((offset, offset + size))
         advise(descriptor, offset, size, advice)
 
     monkeypatch.setattr(os, "posix_fadvise", telling)
@@ -95,7 +98,16 @@ def test_the_system_is_told_what_of_an_archive_comes_next_before_it_is_asked_for
     with SourceReader(listing.containers) as reader:
         next(reader.read_all(samples))
 
-    assert told == [(sample.offset, sample.size) for sample in samples[: reading.AHEAD_IMAGES + 1]]
+    coming = samples[: reading.AHEAD_IMAGES + 1]
+    pages = {page for sample in coming for page in pages_of(sample.offset, sample.offset + sample.size)}
+    assert pages == {page for start, end in told for page in pages_of(start, end)}
+    assert (
+        max(len(pages_of(start, end)) for start, end in told) == 32 < max(sample.size for sample in coming) / 4096
+    )
+
+
+def pages_of(start: int, end: int) -> range:
+    return range(start // 4096, -(-end // 4096))
 
 
 def test_an_error_comes_at_its_own_image_and_those_before_it_are_read(tmp_path):

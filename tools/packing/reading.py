@@ -23,6 +23,8 @@ from .sources import Archive, BadSource, Container
 
 AHEAD_IMAGES = 32
 AHEAD_BYTES = 32_000_000
+PAGE = 4096
+HINT_BYTES = 32 * PAGE  # Linux cuts a longer hint to the device's read-ahead, 128 KiB by default
 READERS = 16  # threads: a file of a folder costs a seek, a range of a store the time of an answer
 MOST_OPEN = 2 * AHEAD_IMAGES  # archives; more than those that the images on their way lie in
 
@@ -74,7 +76,10 @@ class SourceReader:
             return self._pool.submit(self.read, sample).result
         if 0 < sample.size <= STORED_LIMIT and hasattr(os, "posix_fadvise"):  # 0 would mean: to the end
             with suppress(OSError):  # `read` will meet it at this very image
-                os.posix_fadvise(self._descriptor(container), sample.offset, sample.size, os.POSIX_FADV_WILLNEED)
+                end = sample.offset + sample.size
+                for offset in range(sample.offset // PAGE * PAGE, end, HINT_BYTES):
+                    size = min(HINT_BYTES, end - offset)
+                    os.posix_fadvise(self._descriptor(container), offset, size, os.POSIX_FADV_WILLNEED)
         return lambda: self.read(sample)
 
     def read(self, sample: PlannedSample) -> bytes:
