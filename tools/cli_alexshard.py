@@ -190,8 +190,11 @@ def build(
             raise
         except BaseException:
             command = build_report.typed_command(click.get_current_context(), but=("restart",))
-            click.echo(build_report.stopped_text(plan, command), err=True)
+            if extent := build_report.stopped_text(plan, command):
+                click.echo(extent, err=True)
             raise
+        if cluster:
+            report.usage = report.usage.beside(cluster.usage)
     click.echo(build_report.summary_text(plan, report))
 
 

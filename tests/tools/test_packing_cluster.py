@@ -62,12 +62,13 @@ class DaskCluster:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
-    def start_scheduler(self) -> None:
+    def start_scheduler(self, env: dict[str, str] | None = None) -> None:
         contact = self.folder / "scheduler.json"
         self.scheduler = self.start(
             *dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
             *("--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(contact)),
             name="scheduler",
+            env=env,
         )
         until(lambda: contact.exists() and contact.read_text())
         self.address = json.loads(contact.read_text())["address"]
@@ -104,12 +105,12 @@ def dask(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def dask_cluster(folder: Path, **workers: int) -> Iterator[DaskCluster]:
-    """A scheduler with workers of so many threads."""
+def dask_cluster(folder: Path, *, env: dict[str, str] | None = None, **workers: int) -> Iterator[DaskCluster]:
+    """A scheduler, with an environment, and workers of so many threads."""
     folder.mkdir()
     cluster = DaskCluster(folder)
     try:
-        cluster.start_scheduler()
+        cluster.start_scheduler(env)
         for name, threads in workers.items():
             cluster.start_worker(name, "--nthreads", str(threads))
         yield cluster
@@ -147,7 +148,10 @@ def build(
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and stderr."""
-    _, told = process.communicate(timeout=PATIENCE_S)
+    try:
+        _, told = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
     return process.returncode, told
 
 
@@ -249,6 +253,23 @@ def test_ctrl_c_keeps_what_is_finished_and_another_cluster_or_none_continues(
     assert {name: (out / f"{name}.tar").stat().st_ino for name in kept} == kept
 
 
+def test_workers_let_go_of_the_shards_of_a_killed_command_and_the_next_one_continues(
+    cluster, sample_source, local_set, tmp_path
+):
+    out = tmp_path / "set"
+    process = build(sample_source, out, cluster.address, *OPTIONS)
+    until(lambda: len(finished(out)) >= 3, process)
+    process.kill()
+    process.communicate()
+    [left] = (out / ".build").glob("cluster-*")
+
+    code, told = ended(build(sample_source, out, cluster.address, *OPTIONS))
+
+    assert code == 0, told
+    assert not left.exists()
+    assert files_of(out) == files_of(local_set)
+
+
 def test_a_scheduler_that_goes_away_ends_the_build_and_the_same_command_continues(
     cluster, sample_source, local_set, tmp_path
 ):
@@ -325,9 +346,23 @@ def test_a_worker_that_hangs_is_named_with_its_shard_and_image(sample_source, tm
         code, told = ended(process)
 
     assert code == 1
-    assert "error: a worker hangs: no image was finished for 3 s" in told
+    assert "error: a worker hangs: no image was finished for 3 s" in told, told
     assert re.search(r"where: train-\d{6}\.tar, .*, worker tcp://127\.0\.0\.1:\d+\n", told)
     assert finished(out)
+
+
+def test_a_shard_that_its_workers_die_of_ends_the_build(sample_source, tmp_path):
+    """A scheduler that forgives no death stands for the usual one, which forgives three."""
+    forgiving = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    with dask_cluster(tmp_path / "cluster", env=forgiving, dies=1) as cluster:
+        process = build(sample_source, tmp_path / "set", cluster.address, *OPTIONS)
+        until(lambda: finished(tmp_path / "set"), process)
+        cluster.stop_worker("dies")
+        code, told = ended(process)
+
+    assert code == 1
+    assert re.search(r"error: 1 worker died while it had (train|val|test)-\d{6}\.tar\n", told)
+    assert re.search(r"where: worker tcp://127\.0\.0\.1:\d+, the last\n", told)
 
 
 def test_a_cluster_without_workers_is_waited_for_and_then_an_error(sample_source, tmp_path):

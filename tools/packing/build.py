@@ -114,6 +114,10 @@ class Usage:
     def __sub__(self, began: Usage) -> Usage:
         return Usage(self.wall_s - began.wall_s, self.cpu_s - began.cpu_s, self.peak_bytes)
 
+    def beside(self, others: Usage) -> Usage:
+        """With what others have taken meanwhile."""
+        return Usage(self.wall_s, self.cpu_s + others.cpu_s, max(self.peak_bytes, others.peak_bytes))
+
 
 @dataclass(slots=True)
 class BuildReport:

@@ -13,7 +13,6 @@ import pickle
 import queue
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,9 +22,10 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker
 
-from ...shards import AlexshardError, WrongCall, sync_folder
+from ...shards import AlexshardError, WrongCall
+from .build import Usage
+from .cluster_folder import move, own_folder
 from .cluster_task import (
-    TOKEN_NAME,
     Brief,
     Counted,
     Told,
@@ -36,12 +36,10 @@ from .cluster_task import (
     pack,
     versions,
 )
-from .disk import writing
 from .plan import ShardPlan
 from .shard import source_order
 from .workers import Job, OnProgress, OnShard
 
-FOLDER_PREFIX = "cluster-"
 RETRIES = 2  # of a shard that failed for a reason which another try may not meet
 LOOK_EVERY_S = 2.0  # at the scheduler: who is there, and who has fallen silent
 _AHEAD = 2  # shards that wait at the scheduler beside one for each thread, so that no worker waits for us
@@ -92,16 +90,21 @@ def connected(address: str, *, hung_after: float, on_wait: Callable[[str], objec
 
 
 class Cluster:
-    """A connection to a scheduler."""
+    """A connection to a scheduler.
+
+    Attributes:
+        usage: what the workers have taken for the shards that they have finished.
+    """
 
     def __init__(self, client: Client, address: str, hung_after: float) -> None:
-        self._client, self._address, self.hung_after = client, address, hung_after
+        self.usage = Usage()
+        self._client, self.address, self.hung_after = client, address, hung_after
 
     def __str__(self) -> str:
         info = self._info()
         workers, threads = info["n_workers"], info["total_threads"]
         return (
-            f"cluster {self._address}: {workers:,} worker{'s' * (workers != 1)}, "
+            f"cluster {self.address}: {workers:,} worker{'s' * (workers != 1)}, "
             f"{threads:,} thread{'s' * (threads != 1)}; dashboard {self._client.dashboard_link}"
         )
 
@@ -119,11 +122,11 @@ class Cluster:
         ours = versions()
         answers = {f"worker {worker}": answer for worker, answer in self._ask_all(host_and_versions).items()}
         try:
-            answers[f"scheduler {self._address}"] = self._client.run_on_scheduler(host_and_versions)
+            answers[f"scheduler {self.address}"] = self._client.run_on_scheduler(host_and_versions)
         except OSError:
             raise self.gone() from None
         except Exception as error:
-            answers[f"scheduler {self._address}"] = error
+            answers[f"scheduler {self.address}"] = error
         for who, answer in answers.items():
             if isinstance(answer, Exception):
                 raise AlexshardError(
@@ -150,7 +153,7 @@ class Cluster:
                 queued is cancelled, what is being packed stops at the next image.
         """
         token = secrets.token_hex(8)
-        with _own_folder(job.folder, token) as own:
+        with own_folder(job.folder, token) as own:
             containers = [replace(container, path=_absolute(container.path)) for container in job.containers]
             brief = Brief(replace(job, folder=own, containers=containers), versions(), token, f"alexshard-{token}")
             for worker, blind in self._ask_all(out_of_sight, brief).items():
@@ -189,7 +192,7 @@ class Cluster:
     def gone(self) -> AlexshardError:
         return AlexshardError(
             "the Dask scheduler went away, or dropped what it had",
-            where=self._address,
+            where=self.address,
             why="nobody hands out the shards that are left",
             remedy="start it and its workers again; the same command continues, finished shards are kept",
         )
@@ -197,9 +200,9 @@ class Cluster:
     def no_workers(self) -> AlexshardError:
         return AlexshardError(
             f"the cluster has had no worker for {self.hung_after:g} s",
-            where=self._address,
+            where=self.address,
             why="nobody packs",
-            remedy=f"start workers (dask worker {self._address}); the same command continues",
+            remedy=f"start workers (dask worker {self.address}); the same command continues",
         )
 
 
@@ -234,7 +237,7 @@ class _Packing:
         self._inbox: queue.SimpleQueue[Told | str] = queue.SimpleQueue()
         # Seconds in which this process was there to listen: one that was stopped in a terminal and continued an
         # hour later, or waited long for an upload, takes nobody for hung.
-        self._now = self._last_worker = 0.0
+        self._now = self._last_worker = self._heard = 0.0
 
     def run(self, plans: Iterator[ShardPlan]) -> None:
         self._client.subscribe_topic(self._brief.topic, lambda event: self._inbox.put(Told.parse(event[1])))
@@ -278,12 +281,17 @@ class _Packing:
             self._last_worker = self._now
         elif self._now - self._last_worker > self._cluster.hung_after:
             raise self._cluster.no_workers()
+        else:
+            self._heard = self._now  # nobody is there to tell
         if self._inbox.empty():  # else what was told last is not counted yet
             for shard in self._in_hand.values():
                 if shard.worker not in threads:
                     shard.worker = None  # lost: the shard waits for another
                 elif self._now - shard.told > self._cluster.hung_after:
-                    raise self._hung(shard)
+                    raise self._hung(shard, shard.worker)
+            # A worker may stop before it tells that it has begun; in the end all wait for it.
+            if self._in_hand and self._now - self._heard > self._cluster.hung_after:
+                raise self._silent()
         return sum(threads.values()) + _AHEAD
 
     def _receive(self, told: Told | str) -> None:
@@ -296,13 +304,15 @@ class _Packing:
         shard = self._in_hand.get(told.shard)
         if shard is None:
             return  # done meanwhile by another worker
+        self._heard = self._now
         shard.worker, shard.told, shard.at = told.worker, self._now, told.images
         if any(news := shard.counted.news(told)):
             self._on_progress(*news)
         if told.error is not None:
             raise told.error
         if told.files is not None:
-            _move(told.files, self._brief.job.folder, self._folder)
+            self._cluster.usage = self._cluster.usage.beside(Usage(0.0, told.cpu_s, told.peak_bytes))
+            move(told.files, self._brief.job.folder, self._folder)
             del self._in_hand[told.shard]
             self._on_shard(shard.plan.name)
 
@@ -311,10 +321,12 @@ class _Packing:
             return self._cluster.gone()
         error = shard.future.exception()
         if isinstance(error, KilledWorker):
+            deaths = error.allowed_failures + 1
+            workers, they = ("1 worker", "it") if deaths == 1 else (f"{deaths} workers", "they")
             return AlexshardError(
-                f"{error.allowed_failures + 1} workers died one after the other while they had {shard.plan.name}",
-                where=f"worker {error.last_worker.address}, the last of them",
-                why="this shard would kill the next ones too",
+                f"{workers} died while {they} had {shard.plan.name}",
+                where=f"worker {error.last_worker.address}, the last",
+                why="it might be the shard that kills them",
                 remedy="often memory ran out: give workers more of it or fewer threads (dask worker "
                 "--memory-limit, --nthreads 1); the same command continues",
             )
@@ -325,50 +337,36 @@ class _Packing:
             remedy="look at that worker's log; the same command continues",
         )
 
-    def _hung(self, shard: _InHand) -> AlexshardError:
+    def _silent(self) -> AlexshardError:
+        for worker, keys in self._client.processing().items():
+            for shard in self._in_hand.values():
+                if shard.future.key in keys:
+                    return self._hung(shard, worker)
+        return AlexshardError(
+            f"no worker has begun one of {len(self._in_hand):,} shards for {self._cluster.hung_after:g} s",
+            where=self._cluster.address,
+            why="nobody packs",
+            remedy="see what else the cluster is busy with; the same command continues, --hung-after waits longer",
+        )
+
+    def _hung(self, shard: _InHand, worker: str) -> AlexshardError:
         """Also frees the worker where its nanny can: it would be stuck for whoever comes next, too."""
         samples = source_order(shard.plan.samples)
         at = f"image {samples[shard.at].name}" if shard.at < len(samples) else "at its end, when it is written"
         with suppress(Exception):  # a worker without a nanny stays as it is
             self._client.cancel([shard.future])
-            self._client.restart_workers([str(shard.worker)], timeout=10, raise_for_error=False)
+            self._client.restart_workers([worker], timeout=10, raise_for_error=False)
         return AlexshardError(
             f"a worker hangs: no image was finished for {self._cluster.hung_after:g} s",
-            where=f"{shard.plan.name}, {at}, worker {shard.worker}",
+            where=f"{shard.plan.name}, {at}, worker {worker}",
             why="one shard that never ends keeps the whole set from being finished",
             remedy="look at the disk that the image lies on, restart that worker if it has no nanny; the same "
             "command continues, --hung-after waits longer",
         )
 
 
-@contextmanager
-def _own_folder(work: Path, token: str) -> Iterator[Path]:
-    """A new folder inside `work` for what workers write; gone at the end with all that is in it."""
-    own = _absolute(work) / f"{FOLDER_PREFIX}{token}"
-    with writing(str(own), work):
-        own.mkdir()
-        (own / TOKEN_NAME).write_text(token, encoding="ascii")
-    try:
-        yield own
-    finally:
-        _remove(own)
-
-
-def _remove(folder: Path) -> None:
-    """First by another name, so that a worker which still writes there makes nothing new meanwhile."""
-    other = folder.with_name(f"{FOLDER_PREFIX}{secrets.token_hex(8)}")
-    with suppress(OSError):
-        folder.rename(other)
-    shutil.rmtree(other, ignore_errors=True)
-
-
-def _move(names: tuple[str, ...], source: Path, dest: Path) -> None:
-    with writing(names[-1], dest):
-        for name in names:
-            (source / name).replace(dest / name)
-        sync_folder(dest)
-
-
 def _absolute(path: Path) -> Path:
     """The path from the root, links kept: what they lead to may lie elsewhere on another machine."""
+    if not isinstance(path, Path):
+        return path  # of a store, which is the same from everywhere
     return Path(os.path.abspath(path))  # noqa: PTH100

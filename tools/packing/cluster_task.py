@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -25,6 +28,7 @@ from distributed import get_worker
 
 from ... import __version__
 from ...shards import AlexshardError
+from .cluster_folder import TOKEN_NAME
 from .decode import decoder_versions
 from .plan import ShardPlan
 from .shard import pack_shard, record_path
@@ -32,7 +36,6 @@ from .sources import Container, Refusal
 from .workers import Job
 
 TELL_EVERY_S = 1.0  # a thousand workers are a thousand events a second, which a scheduler takes easily
-TOKEN_NAME = "client"  # in the client's folder: says whose it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Told:
     refusals: tuple[Refusal, ...] = ()
     files: tuple[str, ...] | None = None  # at the end: what lies in the client's folder, the record last
     error: AlexshardError | None = None  # that ends the build
+    cpu_s: float = 0.0  # that the shard took
+    peak_bytes: int = 0  # memory of the worker's process
 
     def message(self) -> dict[str, Any]:
         """Plain values: a scheduler need not know our classes, and names in archives need not be UTF-8."""
@@ -67,6 +72,8 @@ class Told:
             "refusals": json.dumps([astuple(refusal) for refusal in self.refusals]),
             "files": None if self.files is None else list(self.files),
             "error": None if self.error is None else pickle.dumps(self.error),
+            "cpu_s": self.cpu_s,
+            "peak_bytes": self.peak_bytes,
         }
 
     @classmethod
@@ -119,12 +126,15 @@ def out_of_sight(brief: Brief) -> str | None:
         return f"it cannot write to the output: {folder}: {error.strerror or error}"
     for path, container in _places(brief.job.containers).items():
         try:
-            if container.is_folder:
+            if not container.is_folder:
+                if Container.state_of(path) != container.state:
+                    return f"the source {path} is another file there, or was changed"
+            elif isinstance(path, Path):  # and not of a store
                 next(path.iterdir(), None)
-            elif Container.state_of(path) != container.state:
-                return f"the source {path} is another file there, or was changed"
         except OSError as error:
             return f"it cannot read the source: {path}: {error.strerror or error}"
+        except AlexshardError as error:
+            return f"it cannot read the source: {error.what}"
     return None
 
 
@@ -211,6 +221,7 @@ class _Teller:
     images: int = 0
     refusals: list[Refusal] = field(default_factory=list)
     gone: bool = False
+    _began_s: float = field(default_factory=time.thread_time)  # decoding and encoding stay in the task's thread
     _told: tuple[int, int] = (-1, 0)
     _log: Callable[[str, Any], None] = field(init=False)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -261,5 +272,7 @@ class _Teller:
         first, images, end = self._told[1], self.images, len(self.refusals)
         refusals = tuple(self.refusals[first:end])
         self._told = images, end
-        told = Told(self.shard, self.address, images, first, refusals, files, error)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        cpu_s = 0.0 if files is None else time.thread_time() - self._began_s
+        told = Told(self.shard, self.address, images, first, refusals, files, error, cpu_s, peak)
         self._log(self.brief.topic, told.message())
