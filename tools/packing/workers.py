@@ -139,7 +139,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._job = job
         self.pipe, theirs = context.Pipe()
-        _limit_waiting(self.pipe, job.hung_after_s)
+        _limit_waiting(self.pipe, max(START_S, job.hung_after_s))  # a large plan waits for the worker's start
         self._done = context.RawValue(ctypes.c_longlong, 0)  # images of its shard; in shared memory
         self.process: SpawnProcess = context.Process(
             target=_work, args=(theirs, job, self._done, os.getpid()), daemon=True
