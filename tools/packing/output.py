@@ -31,6 +31,7 @@ from ...shards import (
     Manifest,
     WrongCall,
     byte_size,
+    sync_folder,
 )
 from .disk import writing
 from .lock import LOCK_NAME, locked
@@ -205,6 +206,7 @@ def locked_output(folder: Path, source: Path) -> Iterator[Output]:
             with locked(output.work, folder) as remark:
                 output.remarks += [remark] if remark else []
                 check_output(folder, source)  # until now another build may have been at work
+                _keep_names(output, made)
                 try:
                     yield output
                 finally:
@@ -222,6 +224,7 @@ def tidy(output: Output) -> None:
     with suppress(OSError):  # of a disk that is full or gone, perhaps the very reason why the build failed
         if output.complete or not output.plan.exists():
             output.discard_files(lambda name: name != LOCK_NAME)
+            sync_folder(output.work)
             (output.work / LOCK_NAME).unlink(missing_ok=True)  # last: it says that the folder is ours
             output.work.rmdir()
         else:
@@ -236,6 +239,19 @@ def _make(folder: Path, made: list[Path]) -> None:
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         made.append(path)
+
+
+def _keep_names(output: Output, made: Iterable[Path]) -> None:
+    """Bring the names of work folder, lock and what is above them to the disk.
+
+    What is finished later would else be lost with them in a power cut, or lie in a work folder without the lock
+    that says whose it is.
+    """
+    for path in (output.work, output.folder):
+        sync_folder(path)
+    for path in {output.folder.parent, *(path.parent for path in made)}:
+        with suppress(OSError):  # one may enter some folders and not read them, or the disk is another one
+            sync_folder(path)
 
 
 def free_bytes(out: Path) -> int:
