@@ -6,7 +6,6 @@ at the n-th operation on a file of the output (see watching.py).
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -18,7 +17,7 @@ import pytest
 from alexshard.shards import verify_shard_set
 
 from tests.tools.drawn import ilsvrc, named_images
-from tests.tools.watching import Done, digests_of, needs_proc, sha256_of, watched
+from tests.tools.watching import Done, digests_of, finished_shards, needs_proc, watched
 
 pytestmark = needs_proc
 
@@ -58,17 +57,6 @@ def packed(source, tmp_path_factory) -> Path:
 
 def build(source: Path, out: Path, **watching: object) -> Done:
     return watched("build", source, "--out", out, *OPTIONS, below=out, **watching)
-
-
-def finished_shards(out: Path) -> dict[str, tuple[int, int]]:
-    """Shards of an unfinished build with a record and the bytes that it promises: name to inode and time."""
-    found = {}
-    for record in (out / ".build").glob("*-*.json"):
-        entry = json.loads(record.read_bytes())["record"]["entry"]
-        for path in (out / ".build" / entry["name"], out / entry["name"]):
-            if path.exists() and sha256_of(path) == entry["sha256"]:
-                found[entry["name"]] = (path.stat().st_ino, path.stat().st_mtime_ns)
-    return found
 
 
 def assert_no_set_or_a_whole_one(out: Path, wanted: dict[str, str], context: object) -> None:

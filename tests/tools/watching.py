@@ -127,3 +127,14 @@ def digests_of(folder: Path) -> dict[str, str]:
         for path in folder.rglob("*")
         if path.is_file() or not any(path.iterdir())
     }
+
+
+def finished_shards(out: Path) -> dict[str, tuple[int, int]]:
+    """Shards of an unfinished build with a record and the bytes that it promises: name to inode and time."""
+    found = {}
+    for record in (out / ".build").glob("*-*.json"):
+        entry = json.loads(record.read_bytes())["record"]["entry"]
+        for path in (out / ".build" / entry["name"], out / entry["name"]):
+            if path.exists() and sha256_of(path) == entry["sha256"]:
+                found[entry["name"]] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return found
