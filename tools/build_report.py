@@ -10,14 +10,14 @@ import click
 from click.core import ParameterSource
 
 from ..shards import AlexshardError, Split, byte_size, printable
-from .packing import BuildPlan, BuildReport, HalfBuilt, Refusal, Usage, half_built_state, is_complete
+from .packing import BuildPlan, BuildReport, Forecast, HalfBuilt, Refusal, Usage, half_built_state, is_complete
 from .packing.patience import is_address, masked
 from .terminal import duration, facts, table
 
 SHOWN = 5  # remarks and reasons; the rest is counted
 
 
-def plan_text(plan: BuildPlan, workers: int, free_bytes: int) -> str:
+def plan_text(plan: BuildPlan, workers: int, free_bytes: int, cost: Forecast | None = None) -> str:
     """The plan of a build as text."""
     rows = []
     for split, split_plan in plan.splits.items():
@@ -44,6 +44,7 @@ def plan_text(plan: BuildPlan, workers: int, free_bytes: int) -> str:
                     "output": f"{_output_text(plan)}: needs {byte_size(plan.needed_bytes(workers))} "
                     f"with a margin, {byte_size(free_bytes)} are free",
                     **_there_text(plan),
+                    **({"reading": reading_text(cost, workers)} if cost else {}),
                     "images": image_text(plan),
                     "bad images": f"up to {plan.settings.max_bad.allowed(plan.found):,} are left out "
                     f"(--max-bad {plan.settings.max_bad}); every image is decoded to tell",
@@ -52,6 +53,19 @@ def plan_text(plan: BuildPlan, workers: int, free_bytes: int) -> str:
             *_listed(plan.listing.remarks, plan.listing.refusals),
         )
     )
+
+
+def reading_text(cost: Forecast, workers: int) -> str:
+    """What reading and decoding will cost, in words."""
+    reading, packing = cost.reading_s, cost.packing_s(workers)
+    text = (
+        f"{cost.images:,} images, {byte_size(cost.bytes)}; {cost.probed} probed at {1e3 * cost.read_s:.1f} ms "
+        f"each: about {duration(reading)}, decoding about {duration(packing)} with {workers} "
+        f"worker{'' if workers == 1 else 's'} at the same time"
+    )
+    if reading > 2 * packing:
+        text += "; the source is what costs: a copy of it on a faster disk may pay"
+    return text
 
 
 def image_text(plan: BuildPlan) -> str:

@@ -172,9 +172,14 @@ def build(
         workers = cluster.num_threads if cluster else workers or packing.default_workers()
         with Progress("look", None, "images") as progress:
             plan = packing.plan_build(settings, on_found=progress.advance)
+        cost = None
+        if (dry_run or plan.found >= packing.WORTH_TELLING) and not packing.is_complete(plan):
+            cost = packing.forecast(plan.listing.containers, plan.splits, image)
         if dry_run:
-            click.echo(build_report.plan_text(plan, workers, packing.free_bytes(settings.out)))
+            click.echo(build_report.plan_text(plan, workers, packing.free_bytes(settings.out), cost))
             return
+        if cost:
+            click.echo(f"reading: {build_report.reading_text(cost, workers)}", err=True)
         try:
             with Progress("build", plan.found, "images") as progress:
                 report = packing.build(

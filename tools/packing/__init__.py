@@ -5,6 +5,7 @@ plan        which sample goes into which shard, under which key
 decode, image, shard, statistics    one shard, a pure function of the plan
 workers     shards by several processes; one that dies or hangs is named
 lock, output, identity, resume      whose output it is, and what an earlier run has left in it
+forecast                            what reading and decoding will cost, from a few images
 finish, build                       all of it, whole or not at all
 """
 
@@ -19,6 +20,7 @@ from .build import (
     parse_splits,
     plan_build,
 )
+from .forecast import WORTH_TELLING, Forecast, forecast
 from .output import free_bytes
 from .publish import destination
 from .quarantine import MaxBad, TooManyBad
@@ -30,11 +32,13 @@ from .workers import HUNG_AFTER_S, default_workers
 
 __all__ = [
     "HUNG_AFTER_S",
+    "WORTH_TELLING",
     "BadArchive",
     "BadSource",
     "BuildPlan",
     "BuildReport",
     "BuildSettings",
+    "Forecast",
     "HalfBuilt",
     "MaxBad",
     "Refusal",
@@ -44,6 +48,7 @@ __all__ = [
     "build",
     "default_workers",
     "destination",
+    "forecast",
     "free_bytes",
     "half_built_state",
     "is_complete",

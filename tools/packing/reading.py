@@ -111,6 +111,20 @@ class SourceReader:
             raise _failed(container, sample, f"{sample.size:,} bytes were listed, {there} are there")
         return data
 
+    def forget(self, sample: PlannedSample) -> None:
+        """Let the system drop what it holds of an image, so that the next read is one of the disk."""
+        container = self._containers[sample.container]
+        if _is_remote(container) or not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(OSError):  # `read` will meet it
+            if container.is_folder:
+                with (container.path / sample.name).open("rb", buffering=0) as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                start = sample.offset // PAGE * PAGE
+                size = -(-(sample.offset + sample.size - start) // PAGE) * PAGE
+                os.posix_fadvise(self._descriptor(container), start, size, os.POSIX_FADV_DONTNEED)
+
     def _read_remote(self, container: Container, sample: PlannedSample) -> bytes:
         place: Any = container.path
         if container.is_folder:
