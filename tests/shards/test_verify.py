@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -227,3 +227,32 @@ def test_of_several_wrong_bytes_in_samples_tsv_the_first_wrong_line_is_named(
 
     assert (problem.file, problem.offset) == ("samples.tsv", line)
     assert what in problem.what
+
+
+def spoilt(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A file as a bad disk, a broken copy or an editor may leave it."""
+    start = draw(st.integers(0, len(whole) - 1))
+    end = min(len(whole), start + draw(st.integers(0, 600)))
+    return whole[:start] + draw(st.binary(max_size=600)) + whole[end:]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_whatever_happened_to_whichever_files_these_are_named_and_no_others(
+    tiny: Tiny, data: st.DataObject
+) -> None:
+    names = sorted(path.name for path in tiny.path.iterdir())
+    chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
+    wrong = set()
+    with ExitStack() as stack:
+        for name in chosen:
+            whole = (tiny.path / name).read_bytes()
+            damage = data.draw(st.composite(spoilt)(whole))
+            stack.enter_context(damaged(tiny.path / name, damage))
+            wrong |= {name} if damage != whole else set()
+        try:
+            found = {problem.file for problem in verify_shard_set(tiny.path)}
+        except BadManifest:
+            found = wrong if "manifest.json" in wrong else set()
+
+        assert found == wrong
