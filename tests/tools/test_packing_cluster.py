@@ -133,16 +133,21 @@ def local_set(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def build(
-    source: Path | str, out: Path | str, scheduler: str, *options: str, cwd: Path | None = None
+    source: Path | str,
+    out: Path | str,
+    scheduler: str,
+    *options: str,
+    cwd: Path | None = None,
+    patience: str = "30s",
 ) -> subprocess.Popen[str]:
-    """The command with a cluster, started. Connecting gives up soon, since all of it is on this machine."""
+    """The command with a cluster, started; `patience` is Dask's, with a scheduler that does not answer."""
     return subprocess.Popen(
         command("build", source, "--out", out, "--scheduler", scheduler, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
-        env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"},
+        env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": patience},
     )
 
 
@@ -377,7 +382,7 @@ def test_a_cluster_without_workers_is_waited_for_and_then_an_error(sample_source
 
 
 def test_no_scheduler_is_an_error_and_no_address_a_wrong_call(sample_source, tmp_path):
-    nobody = build(sample_source, tmp_path / "set", "tcp://127.0.0.1:1")
+    nobody = build(sample_source, tmp_path / "set", "tcp://127.0.0.1:1", patience="1s")
     wrong = build(sample_source, tmp_path / "set", "node01")
     both = build(sample_source, tmp_path / "set", "tcp://127.0.0.1:1", "-j", "2")
     (code, told), (wrong_code, wrong_told), (both_code, both_told) = map(ended, (nobody, wrong, both))
