@@ -89,22 +89,25 @@ def build(tmp_path: Path, source: Path, *options: object, limit_mb: int, wall_s:
     ended = Ended(done.returncode, lines, int(peak.removeprefix("peak ")), out)
 
     assert state(tmp_path, out) == before, "something was written outside of the output"
-    assert "Traceback" not in text
-    assert [line for line in lines if not line.isprintable() or len(line) > LONGEST_LINE] == []
-    assert ended.peak_mb < limit_mb
+    assert "Traceback" not in text, text
+    unfit = [line for line in lines if not line.isprintable() or len(line) > LONGEST_LINE]
+    assert not unfit, f"not for a terminal, or too long: {unfit[0][:1000]!r}"
+    assert ended.peak_mb < limit_mb, f"took {ended.peak_mb} MB"
     if ended.code == 0:
         _check_accounts(ended)
     else:
-        assert ended.said
-        assert not (out / "manifest.json").exists()
+        assert ended.said, f"exit code {ended.code} and no error: {text}"
+        assert not (out / "manifest.json").exists(), "a failed build looks complete"
     return ended
 
 
 def _check_accounts(ended: Ended) -> None:
     splits = json.loads((ended.out / "manifest.json").read_bytes())["splits"].values()
-    assert all(split["found"] == split["samples"] + split["quarantined"] for split in splits)
-    assert sum(split["samples"] for split in splits) == len(list(read_rows(ended.out / "samples.tsv")))
-    assert sum(split["quarantined"] for split in splits) == len(ended.quarantine())
+    found, packed, refused = (sum(split[key] for split in splits) for key in ("found", "samples", "quarantined"))
+    rows, lines = len(list(read_rows(ended.out / "samples.tsv"))), len(ended.quarantine())
+    assert (found, packed, refused) == (packed + refused, rows, lines), (
+        f"{found} found, {rows} rows, {lines} refused"
+    )
 
 
 @contextmanager

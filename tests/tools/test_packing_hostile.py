@@ -16,6 +16,7 @@ from alexshard.shards.naming import is_key
 from alexshard.tools.packing import BadSource, BuildSettings, MaxBad, plan_build
 from alexshard.tools.packing import build as packed
 from alexshard.tools.packing.plan import unique_keys
+from alexshard.tools.packing.sources.cache import hangs_on
 from alexshard.tools.packing.sources.devkit import read_devkit
 from PIL import Image
 
@@ -235,6 +236,13 @@ def test_what_is_no_regular_file_is_refused_without_being_opened(tmp_path):
         "cat/nowhere.jpg": "cannot be read",
         "cat/sparse.jpg": "1,099,511,627,776 bytes; an image has up to 64,000,000",
     }
+
+
+def test_a_link_out_of_a_class_is_not_followed_to_tell_whether_the_source_has_changed(tmp_path):
+    states = hangs_on(hostile.traps(tmp_path / "source"), {})["states"]
+
+    beside = {"cat/loop", "cat/everything"}
+    assert {name for name, *_ in states} == {".", "cat", "dog", "cat/directory.jpg", *beside}
 
 
 def test_a_pipe_in_the_place_of_an_archive_or_of_the_source_ends_the_build_at_once(tmp_path):
