@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tests.s3_server import S3, Cut, CutRequest, Hold, Slow, Spoil, Status
 from tests.tools.drawn import WNIDS, files_of, ilsvrc, jpeg, named_images, pack
 
 QUICK = (0.01, 0.01, 0.01, 0.01)
-BIG = os.urandom(1 << 20) * 40  # sent in three parts
+BIG = os.urandom(1 << 20) * 20  # sent in three parts
 
 
 @pytest.fixture
@@ -459,9 +460,19 @@ def environment(s3: S3, tmp_path: Path) -> dict[str, str]:
     return {**os.environ, **s3.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
+@contextmanager
+def started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A command at work; killed in the end, whatever became of the test."""
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as build:
+        try:
+            yield build
+        finally:
+            build.kill()
+
+
 def told(command: list[str], environment: dict[str, str], code: int = 0) -> str:
     """What a command that ends with `code` says, on both streams."""
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
@@ -497,11 +508,8 @@ def test_a_build_killed_at_any_stage_continues_and_sends_no_shard_twice(
     command = build_command(source, s3.url("sets/a"))
     hold = Hold(method=method, key=key, times=1000)
     s3.proxy.add(hold)
-    build = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-    assert hold.reached.wait(60)
-    build.kill()
-    build.wait()
+    with started(command, environment):
+        assert hold.reached.wait(60)
     s3.proxy.clear()
     killed = s3.server.keys("sets/a/")
     sent = [path.stem for path in tmp_path.rglob("*.sent")]
@@ -518,13 +526,10 @@ def test_a_stopped_build_says_how_to_continue_and_continues(s3, source, local, e
     command = build_command(source, s3.url("sets/a"))
     hold = Hold(method="PUT", key="val-000000.tar", times=1000)
     s3.proxy.add(hold)
-    build = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-
-    assert hold.reached.wait(60)
-    build.send_signal(signal.SIGINT)
-    _, said = build.communicate()
+    with started(command, environment) as build:
+        assert hold.reached.wait(60)
+        build.send_signal(signal.SIGINT)
+        _, said = build.communicate(timeout=60)
 
     assert build.returncode == 130
     assert s3.url("sets/a") in said
@@ -591,11 +596,10 @@ def test_a_second_build_on_the_same_prefix_is_told_who_is_at_work(s3, source, en
     command = build_command(source, s3.url("sets/a"))
     hold = Hold(method="PUT", key="train-000000.tar", times=1000)
     s3.proxy.add(hold)
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as build:
+    with started(command, environment) as build:
         assert hold.reached.wait(60)
         said = told([*command, "--work", str(tmp_path / "other")], environment, code=2)
         assert f"process {build.pid} on {socket.gethostname()}, since " in said
-        build.kill()
 
 
 @pytest.mark.parametrize(

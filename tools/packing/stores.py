@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from ...shards import AlexshardError, WrongCall
 from .patience import PAUSES_S, Patience, masked
 
-PART_BYTES = 16 * 2**20  # of an upload in parts; a thread holds two of them
+PART_BYTES = 8 * 2**20  # of an upload in parts; a thread holds two of them and some copies
 CONNECT_S, ANSWER_S = 10, 60  # S3 may take most of a minute to put the parts of an upload together
 _S3 = {"s3", "s3a"}
 _GOOGLE = {"gs", "gcs"}
