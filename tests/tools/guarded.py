@@ -44,6 +44,11 @@ class Ended:
         """The first line of the error."""
         return next((line for line in self.lines if line.startswith("error: ")), "")
 
+    @property
+    def told(self) -> list[str]:
+        """The lines without those of progress, which depend on time."""
+        return [line for line in self.lines if not line.startswith(("look ", "build "))]
+
     def quarantine(self) -> list[dict[str, str]]:
         text = (self.out / "quarantine.jsonl").read_bytes().decode("ascii")
         return [json.loads(line) for line in text.splitlines()]

@@ -194,7 +194,7 @@ def test_a_class_of_empty_members_by_the_thousand_is_one_message_or_one_long_qua
 
     assert ended.code == 1
     assert "bad images so far, and of 60,004 at most 61 may be (--max-bad 0.1%)" in ended.said
-    assert len(ended.lines) < 20
+    assert len(ended.told) < 20
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_million_empty_members_are_refused_in_bounded_time_and_memory(tmp_path
     assert ended.code == 0, ended.lines
     assert {line["reason"] for line in ended.quarantine()} == {"empty: no bytes"}
     assert len(ended.quarantine()) == 1_000_000
-    assert len(ended.lines) < 30
+    assert len(ended.told) < 30
 
 
 @pytest.mark.slow
