@@ -259,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             tell(0, 0)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 
     def _wait(self, fault: Fault | None) -> None:
         if isinstance(fault, Slow):

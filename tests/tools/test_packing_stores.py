@@ -22,7 +22,8 @@ import pytest
 from alexshard.shards import AlexshardError, ShardName, Split, WrongCall
 from alexshard.tools.packing import publish
 from alexshard.tools.packing.patience import Patience, is_address, masked
-from alexshard.tools.packing.publish import MARK_NAME, Mark, Publisher, check_prefix, publishing
+from alexshard.tools.packing.prefix import MARK_NAME, Mark, check_prefix, now
+from alexshard.tools.packing.publish import Publisher, publishing
 from alexshard.tools.packing.stores import Store, local_name
 
 from tests.conftest import alexshard, run
@@ -397,7 +398,7 @@ def taken(s3: S3, tmp_path: Path, mark: Mark, *, restart: bool = False) -> Mark:
 def test_a_second_build_is_told_who_is_at_work(s3_here, tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
         here = replace(ELSEWHERE, host=socket.gethostname(), pid=alive.pid)
-        beating = replace(ELSEWHERE, beat=publish._now())
+        beating = replace(ELSEWHERE, beat=now())
         for mark, restart in ((here, False), (here, True), (beating, False)):
             with pytest.raises(WrongCall, match=f"process {mark.pid} on {mark.host}, since 2026-01-01T00"):
                 taken(s3_here, tmp_path, mark, restart=restart)
@@ -411,7 +412,7 @@ def test_a_holder_without_a_sign_of_life_gives_way_and_one_on_another_host_to_re
     assert "train-000009.tar" in s3_here.server.objects("sets/a")
     in_an_earlier_life = replace(ELSEWHERE, host=socket.gethostname(), pid=os.getpid())
     assert taken(s3_here, tmp_path, in_an_earlier_life).since != ELSEWHERE.since
-    assert taken(s3_here, tmp_path, replace(ELSEWHERE, beat=publish._now()), restart=True).pid == os.getpid()
+    assert taken(s3_here, tmp_path, replace(ELSEWHERE, beat=now()), restart=True).pid == os.getpid()
     assert "train-000009.tar" not in s3_here.server.objects("sets/a")
 
 

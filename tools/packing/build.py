@@ -20,7 +20,8 @@ from .finish import finish
 from .identity import Identity, identity_of
 from .output import WORK_NAME, Output, check_finished, check_output, check_space, locked_output
 from .plan import SplitPlan, plan_splits, sample_bytes
-from .publish import MARK_NAME, UPLOADS, Publisher, check_prefix, published, publishing
+from .prefix import MARK_NAME, check_prefix, published
+from .publish import UPLOADS, Publisher, publishing
 from .quarantine import MaxBad
 from .resume import HalfBuilt, Kept, continue_build, half_built, names_of, planned_images, take_over
 from .shard import SPOOL_BYTES

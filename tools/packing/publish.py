@@ -3,9 +3,6 @@
 The build works in a folder of this machine. Some threads upload finished shards, index first; what the store then
 says of them is kept in `NAME.sent` and the local tar is dropped. A bounded queue holds the build up when the store
 is slower than packing, so that the disk does not fill.
-
-`.build/lock` below the prefix says whose it is: the plan, and the host and process at work, with a time that is
-renewed. It goes when the manifest is there.
 """
 
 from __future__ import annotations
@@ -13,42 +10,25 @@ from __future__ import annotations
 import json
 import os
 import queue
-import re
-import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ...shards import (
-    CLASSES_NAME,
-    INFO_NAME,
     MANIFEST_NAME,
-    MEAN_IMAGE_NAME,
-    QUARANTINE_NAME,
-    SAMPLES_NAME,
-    SUMS_NAME,
     AlexshardError,
-    Manifest,
     ShardName,
     WrongCall,
     appearing_whole,
 )
 from .patience import is_address
+from .prefix import BEAT_S, DEAD_S, MARK_NAME, SIDE_FILES, Mark, is_ours, now, taken
 from .stores import Store, Stored, local_name
 
-MARK_NAME = ".build/lock"
 UPLOADS = 3  # at a time; one stream alone seldom fills a line
-BEAT_S = 30
-DEAD_S = 300  # a holder on another host that has not renewed its mark for so long is taken for dead
 _PARTING_S = 2.0
-_SIDE_FILES = (SAMPLES_NAME, MEAN_IMAGE_NAME, QUARANTINE_NAME, INFO_NAME, CLASSES_NAME, SUMS_NAME, MANIFEST_NAME)
-_OURS = re.compile(
-    rf"((train|val|test)-\d{{6}}\.(tar|idx)|{'|'.join(map(re.escape, _SIDE_FILES))}|{re.escape(MARK_NAME)})"
-    r"(\.part-[0-9a-f]{16})?"
-)
 
 
 def destination(out: str, work: Path | None) -> tuple[Path, Store | None]:
@@ -71,101 +51,6 @@ def _work_folder(address: str) -> Path:
     return Path(cache) / "alexshard" / "builds" / local_name(address)
 
 
-def is_ours(name: str) -> bool:
-    """Whether a build may have put a file of this name below its prefix."""
-    return _OURS.fullmatch(name) is not None
-
-
-def check_prefix(store: Store) -> Manifest | None:
-    """The manifest of the set below the prefix; None: it is empty, or a build of ours that did not finish.
-
-    Raises:
-        WrongCall: it holds other things.
-    """
-    names = set(store.listing())
-    if MANIFEST_NAME in names:
-        text = (store.read(MANIFEST_NAME) or b"").decode("utf-8", "replace")
-        return Manifest.parse(text, Path(f"{store.shown}/{MANIFEST_NAME}"))
-    foreign = {name for name in names if not is_ours(name)} if MARK_NAME in names else names
-    if foreign:
-        raise WrongCall(
-            f"{store.shown} holds other things: {', '.join(sorted(foreign)[:5])}",
-            why="a shard set has a prefix of its own",
-            remedy="choose an empty or new prefix with --out",
-        )
-    return None
-
-
-def published(store: Store, plan: str) -> Manifest | None:
-    """The manifest of the finished set of a plan, if that is what lies below the prefix.
-
-    Raises:
-        WrongCall: the finished set of another plan lies there, or other things.
-        AlexshardError: it is the one, and objects of it are missing or of other sizes.
-    """
-    manifest = check_prefix(store)
-    if manifest is None:
-        return None
-    if manifest.build.get("plan") != plan:
-        raise WrongCall(
-            f"{store.shown} is a shard set already, made by another command",
-            why="a set is never overwritten: checkpoints may refer to it",
-            remedy="use it, remove it, or choose another prefix with --out",
-        )
-    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-    sizes |= {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
-    there = store.listing()
-    if wrong := [name for name, size in sizes.items() if name not in there or there[name].bytes != size]:
-        raise AlexshardError(
-            f"{store.shown} is a finished shard set, but {wrong[0]} is not as it was sent",
-            why="training would read wrong pixels or labels, or stop",
-            remedy="remove its manifest.json and the same command builds the set again",
-        )
-    return manifest
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Whose a half-built prefix is."""
-
-    plan: str  # digest of the plan: what the shards are made of
-    host: str
-    pid: int  # 0: nobody is at work, the build was stopped
-    since: str
-    beat: str  # when the holder last said that it is alive
-
-    @classmethod
-    def mine(cls, plan: str) -> Mark:
-        now = _now()
-        return cls(plan, socket.gethostname(), os.getpid(), now, now)
-
-    def data(self) -> bytes:
-        return json.dumps(asdict(self)).encode("ascii")
-
-    @classmethod
-    def parse(cls, data: bytes) -> Mark | None:
-        """None: it is none of ours, or damaged."""
-        try:
-            fields = json.loads(data)
-            mark = cls(**fields)
-            datetime.fromisoformat(mark.beat)
-        except (TypeError, ValueError):
-            return None
-        return mark if isinstance(mark.pid, int) else None
-
-    def is_held(self) -> bool:
-        """Whether its holder is at work, as far as one can tell from here."""
-        if not self.pid:
-            return False
-        if self.host == socket.gethostname():
-            # This very process holds it only in a mark of an earlier life: in containers numbers come again.
-            return self.pid != os.getpid() and Path(f"/proc/{self.pid}").exists()
-        return (datetime.now(UTC) - datetime.fromisoformat(self.beat)).total_seconds() < DEAD_S
-
-    def same_holder(self, other: Mark | None) -> bool:
-        return other is not None and (self.host, self.pid, self.since) == (other.host, other.pid, other.since)
-
-
 @contextmanager
 def publishing(store: Store | None, work: Path, *, plan: str, restart: bool) -> Iterator[Publisher | None]:
     """The prefix, taken for a build that works in `work`; left to the next one when it ends, however it ends.
@@ -180,41 +65,12 @@ def publishing(store: Store | None, work: Path, *, plan: str, restart: bool) -> 
         yield None
         return
     publisher = Publisher(store, work)
-    mark = _taken(store, Mark.mine(plan), restart=restart)
+    mark = taken(store, Mark.mine(plan), restart=restart)
     try:
         publisher.start(mark)
         yield publisher
     finally:
         publisher.stop()
-
-
-def _taken(store: Store, mine: Mark, *, restart: bool) -> Mark:
-    if store.put_bytes(MARK_NAME, mine.data(), new=True):
-        return mine
-    old = Mark.parse(store.read(MARK_NAME) or b"")
-    # On this host one sees that the holder lives; of another one --restart is the user's word that it does not.
-    if old is not None and old.is_held() and not (restart and old.host != mine.host):
-        raise WrongCall(
-            f"another build is at work on {store.shown}: process {old.pid} on {old.host}, since {old.since}",
-            why="two builds would spoil each other's shards",
-            remedy="wait for it, or choose another prefix with --out; if it is dead and its host cannot be asked, "
-            f"it gives way {DEAD_S // 60} minutes after its last sign of life, or to --restart",
-        )
-    if not restart and (old is None or old.plan != mine.plan):
-        by = f" (by {old.host}, since {old.since})" if old else ""
-        raise WrongCall(
-            f"{store.shown} holds a half-built set of another source or other settings{by}",
-            why="shards of two plans do not make a set",
-            remedy="the settings it was begun with continue it; --restart discards it",
-        )
-    store.put_bytes(MARK_NAME, mine.data())
-    if not mine.same_holder(Mark.parse(store.read(MARK_NAME) or b"")):
-        raise WrongCall(f"another build has just begun on {store.shown}", remedy="wait for it")
-    if restart:
-        for name in store.listing():
-            if is_ours(name) and name not in (MARK_NAME, MANIFEST_NAME):
-                store.remove(name)
-    return mine
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +186,7 @@ class Publisher:
             sent = self._placed(planned, final)
             wanted |= {str(final): sent.shard, final.index_name: sent.index}
         for path in sorted(folder.iterdir()):
-            if path.is_file() and path.name in _SIDE_FILES and path.name != MANIFEST_NAME:
+            if path.is_file() and path.name in SIDE_FILES and path.name != MANIFEST_NAME:
                 wanted[path.name] = self.store.put(path, path.name)
         there = self.store.listing()
         for name in set(there) - set(wanted) - {MARK_NAME}:
@@ -400,7 +256,7 @@ class Publisher:
                 assert self._mark is not None
                 self._still_ours()
                 with suppress(AlexshardError):
-                    self.store.put_bytes(MARK_NAME, replace(self._mark, beat=_now()).data())
+                    self.store.put_bytes(MARK_NAME, replace(self._mark, beat=now()).data())
         except BaseException as error:
             if not self._ended.is_set():
                 self._failure = self._failure or error
@@ -418,7 +274,3 @@ class Publisher:
                 why=f"this build gave no sign of life for {DEAD_S // 60} minutes, or was given up with --restart",
                 remedy="leave it to the other one",
             )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
