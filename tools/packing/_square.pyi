@@ -1,9 +1,10 @@
 """The inner loops of packing, in C; see image.py and statistics.py."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from typing_extensions import Buffer
+from numpy.typing import NDArray
 
+Buffer: TypeAlias = NDArray[Any] | bytes | bytearray  # whatever has the buffer protocol and lies in one piece
 Filter: TypeAlias = tuple[Buffer, Buffer, int]  # starts int32 (side,), weights int16 (side, taps), bits
 
 def resample(

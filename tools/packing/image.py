@@ -78,7 +78,8 @@ def central_square(
         reduction: by how much; pixels then cover `reduction` × `reduction` of the source.
     """
     height, width = pixels_HWX.shape[:2]
-    box = kept_box(*(size or (width, height)), side)
+    source_width, source_height = size or (width, height)
+    box = kept_box(source_width, source_height, side)
     left, top = box[0] / reduction, box[1] / reduction
     right, bottom = min(box[2] / reduction, width), min(box[3] / reduction, height)
     if _square is None:
@@ -144,9 +145,9 @@ def _reach(
     begin, end = np.float32(start), np.float32(stop)
     scale = float(end - begin) / side
     widening = max(scale, 1.0)
-    centres = float(begin) + (np.arange(side) + 0.5) * scale
-    first = np.maximum((centres - _SUPPORT * widening + 0.5).astype(np.int64), 0)
-    last = np.minimum((centres + _SUPPORT * widening + 0.5).astype(np.int64), length)
+    centres = float(begin) + (np.arange(side, dtype=np.float64) + 0.5) * scale
+    first: NDArray[np.int64] = np.maximum((centres - _SUPPORT * widening + 0.5).astype(np.int64), 0)
+    last: NDArray[np.int64] = np.minimum((centres + _SUPPORT * widening + 0.5).astype(np.int64), length)
     return centres, first, last, widening
 
 
