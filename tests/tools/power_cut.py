@@ -60,9 +60,14 @@ Choice = Callable[[str, bool, bool], bool]  # path that changed, is it there now
 class Disk:
     """A folder on a disk: what programs see, and what would be left."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: State) -> None:
+        """A disk that holds a state, all of it for certain."""
         self.root = Folder()
         self.last: tuple[str, ...] = ()
+        for path, content in sorted(start.items()):
+            folder, name = self._place(path)
+            node = Folder() if content is None else File(content, content)
+            folder.now[name] = folder.on_disk[name] = node
 
     def apply(self, operation: Operation) -> None:
         what, paths = operation.what, operation.paths
@@ -147,6 +152,14 @@ def cuts(disk: Disk, draw: random.Random) -> Iterator[tuple[str, State]]:
 
 
 IN_ORDER = ("all names", "nothing unsynced")  # what begins the words of cuts where a rename is done or is not
+
+
+def state_of(folder: Path) -> State:
+    """What a real folder holds."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 def make(state: State, folder: Path) -> Path:

@@ -107,7 +107,9 @@ def test_a_worker_that_is_killed_ends_the_build_with_one_message_and_finished_sh
 ):
     wanted, _ = undisturbed
 
-    done = build(source, tmp_path / "set", at=20, then="kill this", role="worker")
+    # Of two workers one has finished a shard by then: each of its four files is opened, synced, renamed, and the
+    # folder synced.
+    done = build(source, tmp_path / "set", at=2 * 16, then="kill this", role="worker")
 
     assert (done.code, done.out) == (1, "")
     assert done.err.count("error: ") == 1

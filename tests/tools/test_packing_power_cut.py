@@ -16,10 +16,11 @@ import pytest
 from alexshard.shards import verify_shard_set
 from alexshard.tools.packing import BuildReport, BuildSettings, MaxBad, build, plan_build
 from alexshard.tools.packing.shard import pack_shard
+from alexshard.tools.verifying import verified
 
 from tests.conftest import alexshard, run
 from tests.tools.drawn import SMALL, files_of, ilsvrc, named_images
-from tests.tools.power_cut import IN_ORDER, Disk, Operation, State, cuts, make, recorded
+from tests.tools.power_cut import IN_ORDER, Disk, Operation, State, cuts, make, recorded, state_of
 from tests.tools.watching import needs_proc, watched
 
 pytestmark = needs_proc
@@ -34,30 +35,50 @@ class Recording:
     """A build and everything it did to files."""
 
     source: Path
+    start: State  # of the disk, before
     operations: list[Operation]
     files: dict[str, bytes]  # of the finished set
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory) -> Recording:
-    folder = tmp_path_factory.mktemp("recording")
+def source(tmp_path_factory) -> Path:
     train = named_images(7)
     train["n00000002"][4] = ("n00000002_4.JPEG", b"text")
-    source = ilsvrc(folder / "source", train)
-    for name in ("disk", "blobs"):
-        (folder / name).mkdir()
-    out = folder / "disk" / "sets" / "drawn"
+    return ilsvrc(tmp_path_factory.mktemp("source") / "source", train)
 
-    done = watched("build", source, "--out", out, *OPTIONS, "-j", 2, below=folder / "disk", blobs=folder / "blobs")
 
+def record(source: Path, disk: Path, *arguments: object) -> Recording:
+    """Run a command on the set of a disk that must end well."""
+    start, blobs, out = state_of(disk), disk.parent / "blobs", disk / "sets" / "drawn"
+    blobs.mkdir()
+    done = watched(*arguments, below=disk, blobs=blobs)
     assert done.code == 0, done
     assert verify_shard_set(out) == []
-    return Recording(source, recorded(folder / "blobs"), files_of(out))
+    return Recording(source, start, recorded(blobs), files_of(out))
 
 
-def all_cuts(operations: Iterable[Operation]) -> Iterator[tuple[int, str, State]]:
+@pytest.fixture(scope="module")
+def recording(source, tmp_path_factory) -> Recording:
+    """A build from nothing."""
+    disk = tmp_path_factory.mktemp("recording") / "disk"
+    disk.mkdir()
+    return record(source, disk, "build", source, "--out", disk / "sets" / "drawn", *OPTIONS, "-j", 2)
+
+
+@pytest.fixture(scope="module")
+def continuing(source, tmp_path_factory) -> Recording:
+    """A build that goes on after another was killed in its last stage, when half of the shards had been moved."""
+    disk = tmp_path_factory.mktemp("continuing") / "disk"
+    disk.mkdir()
+    command = ("build", source, "--out", disk / "sets" / "drawn", *OPTIONS, "-j", 2)
+    killed = watched(*command, below=disk, since=r"^rename \S+/\.build/train-\S+ sets/drawn/train-", at=6)
+    assert killed.was_killed, killed
+    return record(source, disk, *command)
+
+
+def all_cuts(operations: Iterable[Operation], start: State | None = None) -> Iterator[tuple[int, str, State]]:
     """What the disk may hold after each operation: number of operations, words, state."""
-    disk, draw = Disk(), random.Random(SEED)
+    disk, draw = Disk(start or {}), random.Random(SEED)
     for number, operation in enumerate(operations, 1):
         disk.apply(operation)
         for words, state in cuts(disk, draw):
@@ -74,11 +95,11 @@ def of_the_set(state: State) -> dict[str, bytes]:
     }
 
 
-def false_sets(operations: Iterable[Operation], files: dict[str, bytes]) -> list[str]:
+def false_sets(operations: Iterable[Operation], files: dict[str, bytes], start: State | None = None) -> list[str]:
     """The cuts that leave a manifest without everything that it names being there."""
     return [
         words
-        for _, words, state in all_cuts(operations)
+        for _, words, state in all_cuts(operations, start)
         if "manifest.json" in of_the_set(state) and of_the_set(state) != files
     ]
 
@@ -166,17 +187,39 @@ def test_a_shard_that_was_finished_outlives_a_power_cut(recording):
     assert lost == []
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_after_a_power_cut_the_same_build_goes_on_to_the_same_bytes(recording, tmp_path, part):
-    states = {frozenset(state.items()): (words, state) for _, words, state in all_cuts(recording.operations)}
-    assert len(states) > 100
-    for place, (words, state) in enumerate(list(states.values())[part::4]):
-        out, report = continued(recording, state, tmp_path / str(place))
+def assert_all_continue(recording: Recording, states: Iterable[tuple[str, State]], folder: Path) -> None:
+    for place, (words, state) in enumerate(states):
+        out, report = continued(recording, state, folder / str(place))
 
         assert files_of(out) == recording.files, words
         assert not (out / ".build").exists(), words
         if words.partition(": ")[2].startswith(IN_ORDER) and not report.was_complete:
             assert report.shards_kept == len(whole_shards(state, recording.files)), words
+
+
+def different(recording: Recording) -> list[tuple[str, State]]:
+    """Every state that a cut may leave, once, with words for it."""
+    cuts = all_cuts(recording.operations, recording.start)
+    return list({frozenset(state.items()): (words, state) for _, words, state in cuts}.values())
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_after_a_power_cut_the_same_build_goes_on_to_the_same_bytes(recording, tmp_path, part):
+    states = different(recording)
+
+    assert len(states) > 100
+    assert_all_continue(recording, states[part::4], tmp_path)
+
+
+def test_a_power_cut_while_a_build_goes_on_after_a_kill_is_survived_too(continuing, tmp_path):
+    states = different(continuing)
+
+    assert any(
+        "rename sets/drawn/train-000000.tar sets/drawn/.build" in str(done) for done in continuing.operations
+    )
+    assert false_sets(continuing.operations, continuing.files, continuing.start) == []
+    assert len(states) > 50
+    assert_all_continue(continuing, states, tmp_path)
 
 
 @pytest.mark.parametrize("words", ["all names arrived", "nothing unsynced arrived", "some changes arrived"])
@@ -189,6 +232,50 @@ def test_after_a_power_cut_the_same_command_goes_on_to_the_same_bytes(recording,
 
     assert files_of(out) == recording.files
     assert not (out / ".build").exists()
+
+
+# --- repairs
+
+
+@pytest.fixture(scope="module")
+def repairing(source, recording, tmp_path_factory) -> Recording:
+    """A repair of a set with two broken shards, a broken manifest and two files lost."""
+    disk = tmp_path_factory.mktemp("repairing") / "disk"
+    out = disk / "sets" / "drawn"
+    out.mkdir(parents=True)
+    for name, data in recording.files.items():
+        (out / name).write_bytes(data)
+    for name in ("manifest.json", "train-000001.tar", "val-000000.tar"):
+        data = recording.files[name]
+        (out / name).write_bytes(data[:300] + bytes([data[300] ^ 1]) + data[301:])
+    for name in ("samples.tsv", "train-000000.idx"):
+        (out / name).unlink()
+    return record(source, disk, "verify", out, "--repair", source)
+
+
+def test_after_a_power_cut_every_file_of_a_set_in_repair_is_as_before_or_right(recording, repairing):
+    before, right = of_the_set(repairing.start), recording.files
+
+    harm = [
+        (words, name)
+        for _, words, state in all_cuts(repairing.operations, repairing.start)
+        for name in {**before, **right}
+        if of_the_set(state).get(name) not in (before.get(name), right[name])
+    ]
+
+    assert before != right == repairing.files
+    assert harm == []
+
+
+def test_after_a_power_cut_the_same_repair_is_made(recording, repairing, tmp_path):
+    for place, (words, state) in enumerate(random.Random(SEED).sample(different(repairing), 8)):
+        out = make(state, tmp_path / str(place)) / "sets" / "drawn"
+
+        done = verified(out, deep=False, source=repairing.source)
+
+        assert done.problems == [], words
+        assert files_of(out) == recording.files, words
+        assert not (out / ".build").exists(), words
 
 
 # --- these tests can fail

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,36 +78,36 @@ def watched(
         file_bytes: a process that makes any file longer than this is killed in the middle of the write; nothing is
             counted then.
     """
-    log = below.parent / f"{below.name}.events"
-    log.unlink(missing_ok=True)
-    orders = {
-        "below": str(below.resolve()),
-        "at": at,
-        "then": then,
-        "since": since,
-        "role": role,
-        "log": str(log),
-        "blobs": str(blobs) if blobs else None,
-        "file_bytes": file_bytes,
-    }
-    places = [str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "WATCHED": json.dumps(orders)}
+    with tempfile.TemporaryDirectory() as folder:  # the disk below may be full
+        log = Path(folder) / "log"
+        orders = {
+            "below": str(below.resolve()),
+            "at": at,
+            "then": then,
+            "since": since,
+            "role": role,
+            "log": str(log),
+            "blobs": str(blobs) if blobs else None,
+            "file_bytes": file_bytes,
+        }
+        places = [str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "WATCHED": json.dumps(orders)}
 
-    with subprocess.Popen(
-        [*prefix, *alexshard(*arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            # Returns when the last process that holds the pipes has ended: the workers too.
-            out, err = process.communicate(timeout=LIMIT_S)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return Done(process.returncode, out, err, events_of(log))
+        with subprocess.Popen(
+            [*prefix, *alexshard(*arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        ) as process:
+            try:
+                # Returns when the last process that holds the pipes has ended: the workers too.
+                out, err = process.communicate(timeout=LIMIT_S)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return Done(process.returncode, out, err, events_of(log))
 
 
 def events_of(log: Path) -> tuple[Event, ...]:
