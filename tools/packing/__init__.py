@@ -6,6 +6,7 @@ decode, image, shard, statistics    one shard, a pure function of the plan
 workers     shards by several processes; one that dies or hangs is named
 lock, output, identity, resume      whose output it is, and what an earlier run has left in it
 forecast                            what reading and decoding will cost, from a few images
+stores, patience, prefix, publish   a set that goes to an object store while it is packed
 finish, build                       all of it, whole or not at all
 """
 
