@@ -131,6 +131,21 @@ def members(read_at: ReadAt, *, where: str, start: int = 0, end: int) -> Iterato
     raise _cut("it ends without the blocks of zeros that end a tar", end, where)
 
 
+def after(member: Member) -> int:
+    """Where the headers of the next member begin."""
+    return member.offset + _padded(member.size)
+
+
+def is_header(block: bytes) -> bool:
+    """Whether a block says that it is a header, and its checksum agrees."""
+    if block[257:262] != b"ustar":
+        return False
+    try:
+        return bool(_header(lambda *_: block, 0, BLOCK, ""))
+    except BadArchive:
+        return False
+
+
 def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 

@@ -25,6 +25,7 @@ from .listing import (
     label_of_path,
     no_images,
 )
+from .parts import members_in_parts
 from .patches import apply_patches
 
 OnFound = Callable[[int], object]
@@ -184,7 +185,7 @@ class _Lister:
             label_of = self._label_by_number(split)
             container = self.listing.add_container(part, self._label(part))
             with opened(part) as archive:
-                found = members(archive.read_at, where=self._label(part), end=archive.size)
+                found = members_in_parts(archive, self._label(part))
                 self._add_members(split, archive, container, found, self._label(part), label_of)
             return
         folder = part / split if (part / split).is_dir() else part
