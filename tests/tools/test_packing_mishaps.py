@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -303,3 +304,15 @@ def test_a_worker_that_is_stopped_is_taken_for_hung_and_the_same_command_continu
 
     assert_ends_in_words(done, "a worker has told nothing for 2 s and was killed", "--hung-after")
     assert_continues(source, out, wanted, least=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="NOT TESTED: there is no /proc")
+def test_a_signal_to_all_processes_is_noticed_by_the_coordinator_alone(source, tmp_path):
+    status = tmp_path / "status"
+
+    done = build(source, tmp_path / "set", role="worker", at=1, then=f"cat /proc/$PPID/status > '{status}'")
+
+    assert done.code == 0, done
+    fields = dict(line.split(":\t", 1) for line in status.read_text(encoding="utf-8").splitlines())
+    blocked = int(fields["SigBlk"], 16)
+    assert {number for number in (signal.SIGINT, signal.SIGTERM) if not blocked >> (number - 1) & 1} == set()

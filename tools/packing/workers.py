@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import multiprocessing.process
+import multiprocessing.resource_tracker
 import os
 import signal
 import socket
@@ -91,6 +92,8 @@ def pack_shards(
     crew: list[_Worker] = []
     clock = _LivedTime()
     try:
+        # It would be started with the first worker, and Python lets signals through after that.
+        multiprocessing.resource_tracker.ensure_running()
         # A signal to the whole group of processes (Ctrl-C, a job's end) is the coordinator's to answer.
         with signals_delayed(signal.SIGINT, signal.SIGTERM):
             crew.extend(_Worker(job) for _ in range(workers))
