@@ -157,9 +157,8 @@ class RemoteStore(Store):
             with self._alone:
                 if file is None:
                     file = self._fs.open(self._at(name), "rb", cache_type="none")
-                if hasattr(
-                    file, "_fetch_range"
-                ):  # of fsspec's buffered files; S3's asks for the ETag it began with
+                # Of fsspec's buffered files; S3's asks for the ETag that it began with.
+                if hasattr(file, "_fetch_range"):
                     return bytes(file._fetch_range(start, end))
                 return bytes(self._fs.cat_file(self._at(name), start=start, end=end))
 
