@@ -62,4 +62,4 @@ def psnr_of_reduced(originals: Sequence[bytes]) -> dict[str, float | int]:
 
 
 def _square(image: Decoded) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return central_square(image.pixels_HWX, SIDE, size=(image.width, image.height), reduction=image.reduction)
+    return central_square(image.pixels_HWC, SIDE, size=(image.width, image.height), reduction=image.reduction)

@@ -128,7 +128,7 @@ def _check_image(data: bytes, folder: Path) -> str:
             found = decode(data, side=side)
         except BadImage as bad:
             return _one_line(bad)
-        pixels = found.pixels_HWX
+        pixels = found.pixels_HWC
         assert (pixels.dtype, pixels.ndim, pixels.shape[2], found.notes) == (np.uint8, 3, 4, tuple(found.notes))
         assert 0 < found.width * found.height <= PIXEL_LIMIT
         size = found.width, found.height

@@ -25,13 +25,13 @@ from tests.tools import drawn
 
 
 def rgbx(pixels_HWC):
-    """The same pixels with a fourth byte that means nothing."""
-    return np.dstack([pixels_HWC, np.full(pixels_HWC.shape[:2], 77, np.uint8)])
+    """The same pixels as a square has them, with a fourth byte."""
+    return np.dstack([pixels_HWC, np.zeros(pixels_HWC.shape[:2], np.uint8)])
 
 
 def rgb(data):
     """The colours that an image decodes to."""
-    return decode(data).pixels_HWX[:, :, :3]
+    return decode(data).pixels_HWC
 
 
 def differ(first, second) -> float:
@@ -81,7 +81,7 @@ def test_the_stored_square_is_antialiased_bicubic_on_that_grid(width, height, si
     rows, columns = bicubic_weights(height, top, bottom, side), bicubic_weights(width, left, right, side)
     expected = np.einsum("yh,hwc,xw->yxc", rows, pixels.astype(np.float64), columns, optimize=True)
 
-    square = central_square(rgbx(pixels), side)[:, :, :3]
+    square = central_square(pixels, side)[:, :, :3]
 
     assert square.shape == (side, side, 3)
     # Pillow rounds to bytes between its two passes.
@@ -91,7 +91,7 @@ def test_the_stored_square_is_antialiased_bicubic_on_that_grid(width, height, si
 def test_an_image_of_the_stored_size_is_kept_to_the_pixel():
     pixels = drawn.pixels(1, 32, 32)
 
-    assert np.array_equal(central_square(rgbx(pixels), 32)[:, :, :3], pixels)
+    assert np.array_equal(central_square(pixels, 32)[:, :, :3], pixels)
 
 
 # --- encodings
@@ -142,9 +142,9 @@ PICTURE = Image.fromarray(PIXELS)
 def test_every_form_of_a_picture_decodes_to_the_same_colours(data, notes, tolerance):
     found = decode(data)
 
-    assert (found.pixels_HWX.dtype, found.pixels_HWX.shape) == (np.uint8, (40, 48, 4))
+    assert (found.pixels_HWC.dtype, found.pixels_HWC.shape) == (np.uint8, (40, 48, 3))
     assert (found.width, found.height, found.reduction, found.notes) == (48, 40, 1, notes)
-    assert differ(found.pixels_HWX[:, :, :3], PIXELS) <= tolerance
+    assert differ(found.pixels_HWC, PIXELS) <= tolerance
 
 
 def test_grey_images_get_three_equal_channels():
@@ -283,10 +283,10 @@ def test_damaged_images_decode_or_are_refused_without_a_warning(places):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                pixels = decode(bytes(data)).pixels_HWX
+                pixels = decode(bytes(data)).pixels_HWC
             except BadImage:
                 continue
-        assert (pixels.dtype, pixels.shape[2]) == (np.uint8, 4)
+        assert (pixels.dtype, pixels.shape[2]) == (np.uint8, 3)
 
 
 # --- the real oddities
@@ -332,7 +332,7 @@ def test_real_oddities_keep_the_colours_of_the_images_they_were_made_from(shared
         at = oddities[oddity]
         found = decode(odd_member(source, at["split"], at["name"]))
         with Image.open(io.BytesIO(originals[at["name"]])) as image:
-            differences[oddity] = differ(found.pixels_HWX[:, :, :3], np.asarray(image.convert("RGB")))
+            differences[oddity] = differ(found.pixels_HWC, np.asarray(image.convert("RGB")))
         assert set(notes) <= set(found.notes), oddity
 
     assert differences.keys() == made.keys()

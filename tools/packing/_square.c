@@ -1,7 +1,7 @@
 /* The inner loops of packing: an antialiased resampling of the kept square, and the sums of its pixels.
 
-   Pixels are RGBX: four bytes, of which the fourth means nothing; so a pixel is one word, and the decoder gives them
-   at no extra cost. Weights are fixed-point numbers of 16 bits that Python has worked out (image.py); what is done
+   Source pixels are RGB, as the decoder gives them; those of the square are RGBX, so that a pixel is one word: of its
+   four bytes the last is zero. Weights are fixed-point numbers of 16 bits that Python has worked out (image.py); what is done
    here are products and sums of integers, so the portable loops and those for AVX2 give the same bytes. Python's
    lock is released, nothing is allocated, and every index is checked before it is used. */
 
@@ -33,16 +33,17 @@ static inline uint8_t clipped(int32_t value) { return value < 0 ? 0 : value > 25
 static void along_row(const uint8_t *row, uint8_t *out, Py_ssize_t side, const Pass *pass)
 {
     for (Py_ssize_t x = 0; x < side; x++) {
-        const uint8_t *pixel = row + 4 * (Py_ssize_t)pass->start[x];
+        const uint8_t *pixel = row + 3 * (Py_ssize_t)pass->start[x];
         const int16_t *weight = pass->weight + x * pass->taps;
-        int32_t sum[4];
-        for (int c = 0; c < 4; c++)
+        int32_t sum[3];
+        for (int c = 0; c < 3; c++)
             sum[c] = 1 << (pass->bits - 1);
         for (Py_ssize_t t = 0; t < pass->taps; t++)
-            for (int c = 0; c < 4; c++)
-                sum[c] += weight[t] * pixel[4 * t + c];
-        for (int c = 0; c < 4; c++)
+            for (int c = 0; c < 3; c++)
+                sum[c] += weight[t] * pixel[3 * t + c];
+        for (int c = 0; c < 3; c++)
             out[4 * x + c] = clipped(sum[c] >> pass->bits);
+        out[4 * x + 3] = 0;
     }
 }
 
@@ -77,9 +78,9 @@ AVX2 static void along_four_rows_avx2(
     const uint8_t *const rows[4], int16_t *out, Py_ssize_t pair_size, Py_ssize_t side, const Pass *pass)
 {
     const __m256i first_two = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1));
-    const __m256i last_two = _mm256_or_si256(
-        first_two, _mm256_broadcastsi128_si256(_mm_setr_epi8(8, 0, 8, 0, 8, 0, 8, 0, 8, 0, 8, 0, 8, 0, 8, 0)));
+        _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
+    const __m256i last_two = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
     const __m256i side_by_side = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, -1, 8, -1, 1, -1, 9, -1, 2, -1, 10, -1, 3, -1, 11, -1));
     const __m256i half = _mm256_set1_epi32(1 << (pass->bits - 1));
@@ -87,25 +88,25 @@ AVX2 static void along_four_rows_avx2(
     const Py_ssize_t taps = pass->taps;
     const int16_t *weight = pass->weight;
     for (Py_ssize_t x = 0; x < side; x++, weight += taps) {
-        const Py_ssize_t from = 4 * (Py_ssize_t)pass->start[x];
+        const Py_ssize_t from = 3 * (Py_ssize_t)pass->start[x];
         const uint8_t *a = rows[0] + from, *b = rows[1] + from, *c = rows[2] + from, *d = rows[3] + from;
         __m256i ab = half, cd = half;
         Py_ssize_t t = 0;
         for (; t + 4 <= taps; t += 4) {
-            __m256i pixels_ab = two_rows(_mm_loadu_si128((const __m128i *)(a + 4 * t)),
-                                         _mm_loadu_si128((const __m128i *)(b + 4 * t)));
-            __m256i pixels_cd = two_rows(_mm_loadu_si128((const __m128i *)(c + 4 * t)),
-                                         _mm_loadu_si128((const __m128i *)(d + 4 * t)));
+            __m256i pixels_ab = two_rows(_mm_loadu_si128((const __m128i *)(a + 3 * t)),
+                                         _mm_loadu_si128((const __m128i *)(b + 3 * t)));
+            __m256i pixels_cd = two_rows(_mm_loadu_si128((const __m128i *)(c + 3 * t)),
+                                         _mm_loadu_si128((const __m128i *)(d + 3 * t)));
             ab = _mm256_add_epi32(ab, weighed(pixels_ab, first_two, weight + t));
             cd = _mm256_add_epi32(cd, weighed(pixels_cd, first_two, weight + t));
             ab = _mm256_add_epi32(ab, weighed(pixels_ab, last_two, weight + t + 2));
             cd = _mm256_add_epi32(cd, weighed(pixels_cd, last_two, weight + t + 2));
         }
         if (t < taps) {
-            __m256i pixels_ab = two_rows(_mm_loadl_epi64((const __m128i *)(a + 4 * t)),
-                                         _mm_loadl_epi64((const __m128i *)(b + 4 * t)));
-            __m256i pixels_cd = two_rows(_mm_loadl_epi64((const __m128i *)(c + 4 * t)),
-                                         _mm_loadl_epi64((const __m128i *)(d + 4 * t)));
+            __m256i pixels_ab = two_rows(_mm_loadl_epi64((const __m128i *)(a + 3 * t)),
+                                         _mm_loadl_epi64((const __m128i *)(b + 3 * t)));
+            __m256i pixels_cd = two_rows(_mm_loadl_epi64((const __m128i *)(c + 3 * t)),
+                                         _mm_loadl_epi64((const __m128i *)(d + 3 * t)));
             ab = _mm256_add_epi32(ab, weighed(pixels_ab, first_two, weight + t));
             cd = _mm256_add_epi32(cd, weighed(pixels_cd, first_two, weight + t));
         }
@@ -152,32 +153,54 @@ AVX2 static void down_columns_avx2(
 }
 #endif
 
+/* Both passes, row by row: only the rows that the next one of the square needs are kept, so they stay in the cache.
+   `kept` has room for `room` rows of side x 8 bytes, then for one row of the source and what a load reaches beyond. */
 static void resample(
-    const uint8_t *source, Py_ssize_t width, int16_t *kept, uint8_t *out, Py_ssize_t side, Py_ssize_t first,
-    Py_ssize_t num_rows, const Pass *across, const Pass *down)
+    const uint8_t *source, Py_ssize_t width, Py_ssize_t height, int16_t *kept, Py_ssize_t room, uint8_t *out,
+    Py_ssize_t side, Py_ssize_t first, Py_ssize_t num_rows, const Pass *across, const Pass *down)
 {
-    const Py_ssize_t stride = 4 * width, narrow = 4 * side;
-    source += first * stride;
+    const Py_ssize_t stride = 3 * width, narrow = 4 * side;
 #if HAVE_AVX2
-    if (USE_AVX2) {
-        for (Py_ssize_t y = 0; y < num_rows; y += 4) {
-            const uint8_t *four[4]; /* beyond the end the last one again: its weights are zero there */
-            for (int k = 0; k < 4; k++)
-                four[k] = source + (y + k < num_rows ? y + k : num_rows - 1) * stride;
-            along_four_rows_avx2(four, kept + y * narrow, 2 * narrow, side, across);
-        }
-        for (Py_ssize_t y = 0; y < side; y++)
-            down_columns_avx2(kept + (down->start[y] - first) * narrow, out + y * narrow, narrow,
-                              down->weight + y * down->taps, down);
-        return;
-    }
+    const int wide = USE_AVX2;
+#else
+    const int wide = 0;
 #endif
-    uint8_t *rows = (uint8_t *)kept;
-    for (Py_ssize_t y = 0; y < num_rows; y++)
-        along_row(source + y * stride, rows + y * narrow, side, across);
-    for (Py_ssize_t y = 0; y < side; y++)
-        down_columns(rows + (down->start[y] - first) * narrow, out + y * narrow, narrow,
-                     down->weight + y * down->taps, down);
+    const Py_ssize_t row_bytes = wide ? 2 * narrow : narrow;
+    uint8_t *rows = (uint8_t *)kept, *last = rows + room * 2 * narrow;
+    memcpy(last, source + (height - 1) * stride, stride); /* behind this copy one may read */
+    Py_ssize_t begin = 0, end = 0; /* of the rows kept, counted from `first` */
+    for (Py_ssize_t y = 0; y < side; y++) {
+        const Py_ssize_t from = down->start[y] - first;
+        while (end < from + down->taps) {
+            if (end + 4 - begin > room) {
+                const Py_ssize_t keep = from / 4 * 4;
+                memmove(rows, rows + (keep - begin) * row_bytes, (end - keep) * row_bytes);
+                begin = keep;
+            }
+            uint8_t *to = rows + (end - begin) * row_bytes;
+            const uint8_t *four[4]; /* beyond the end the last one again: its weights are zero there */
+            for (int k = 0; k < 4; k++) {
+                const Py_ssize_t row = first + (end + k < num_rows ? end + k : num_rows - 1);
+                four[k] = row == height - 1 ? last : source + row * stride;
+            }
+#if HAVE_AVX2
+            if (wide)
+                along_four_rows_avx2(four, (int16_t *)to, 2 * narrow, side, across);
+#endif
+            for (int k = 0; !wide && k < 4; k++)
+                along_row(four[k], to + k * narrow, side, across);
+            end += 4;
+        }
+        const uint8_t *top = rows + (from - begin) * row_bytes;
+        const int16_t *weight = down->weight + y * down->taps;
+#if HAVE_AVX2
+        if (wide) {
+            down_columns_avx2((const int16_t *)top, out + y * narrow, narrow, weight, down);
+            continue;
+        }
+#endif
+        down_columns(top, out + y * narrow, narrow, weight, down);
+    }
 }
 
 static inline uint32_t little_endian(const uint8_t *bytes)
@@ -216,11 +239,12 @@ static void add_portable(
     SUM_LOOP
 }
 
-/* Whether all taps lie in [first, last) and begin at a multiple of `step` behind `first`. */
+/* Whether all taps lie in [first, last), begin at a multiple of `step` behind `first`, and never go back. */
 static int fits(const Pass *pass, Py_ssize_t side, Py_ssize_t first, Py_ssize_t last, int step)
 {
     for (Py_ssize_t i = 0; i < side; i++)
-        if (pass->start[i] < first || pass->start[i] + pass->taps > last || (pass->start[i] - first) % step)
+        if (pass->start[i] < first || pass->start[i] + pass->taps > last || (pass->start[i] - first) % step ||
+            (i > 0 && pass->start[i] < pass->start[i - 1]))
             return 0;
     return pass->bits >= 1 && pass->bits <= 22;
 }
@@ -236,20 +260,22 @@ static PyObject *square_resample(PyObject *self, PyObject *args)
                           &rows, &out))
         return NULL;
     PyObject *result = NULL;
-    const Py_ssize_t limit = 1 << 24; /* no product below overflows */
+    const Py_ssize_t limit = 1 << 27; /* no product below overflows; more than any image has */
     if (width < 1 || width > limit || side < 1 || side > limit || first < 0 || num_rows < 1 || num_rows > limit)
         goto refuse;
-    const Py_ssize_t height = source.len / (4 * width), four_rows = (num_rows + 3) / 4 * 4;
+    const Py_ssize_t height = source.len / (3 * width), four_rows = (num_rows + 3) / 4 * 4;
     across.start = across_start.buf, across.weight = across_weight.buf;
     down.start = down_start.buf, down.weight = down_weight.buf;
     across.taps = across_weight.len / (2 * side), down.taps = down_weight.len / (2 * side);
+    const Py_ssize_t room = (rows.len - 3 * width - 16) / (8 * side) / 4 * 4; /* rows */
     if (across_start.len != 4 * side || down_start.len != 4 * side || across_weight.len != 2 * side * across.taps ||
-        down_weight.len != 2 * side * down.taps || across.taps % 2 || down.taps % 2 || first + num_rows > height ||
-        rows.len < 8 * side * four_rows || out.len != 4 * side * side ||
+        down_weight.len != 2 * side * down.taps || across.taps % 2 || down.taps % 2 ||
+        down.taps < 2 || across.taps < 2 || room < down.taps + 8 || first + num_rows > height ||
+        source.len != 3 * width * height || out.len != 4 * side * side ||
         !fits(&across, side, 0, width, 1) || !fits(&down, side, first, first + four_rows, 2))
         goto refuse;
     Py_BEGIN_ALLOW_THREADS
-    resample(source.buf, width, rows.buf, out.buf, side, first, num_rows, &across, &down);
+    resample(source.buf, width, height, rows.buf, room, out.buf, side, first, num_rows, &across, &down);
     Py_END_ALLOW_THREADS
     result = Py_None;
     Py_INCREF(result);
@@ -297,9 +323,9 @@ static PyObject *square_add(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"resample", square_resample, METH_VARARGS,
      "resample(source, width, side, across, down, rows, buffer, out)\n\n"
-     "The kept square of RGBX pixels. `across` and `down`: (starts int32 (side,), weights int16 (side, taps), bits);\n"
+     "The kept square of RGB pixels, as RGBX. `across` and `down`: (starts int32 (side,), weights int16 (side, taps), bits);\n"
      "rows: (first, number) of the source rows that are read, `down` starts an even number behind the first;\n"
-     "buffer: side x 8 bytes for each, their number rounded up to four; out: side x side x 4 bytes."},
+     "buffer: side x 8 bytes for some rows, eight more than taps of `down`, then width x 3 + 16; out: side x side x 4 bytes."},
     {"add", square_add, METH_VARARGS,
      "add(pixels, image, products)\n\n"
      "Add RGBX bytes to uint32 sums of the same shape, and RR, RG, RB, GG, GB, BB over all of them to int64 (6,)."},

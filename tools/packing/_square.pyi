@@ -8,13 +8,13 @@ Buffer: TypeAlias = NDArray[Any] | bytes | bytearray  # whatever has the buffer 
 Filter: TypeAlias = tuple[Buffer, Buffer, int]  # starts int32 (side,), weights int16 (side, taps), bits
 
 def resample(
-    source: Buffer,  # uint8 (height, width, 4)
+    source: Buffer,  # uint8 (height, width, 3)
     width: int,
     side: int,
     across: Filter,
     down: Filter,
     rows: tuple[int, int],  # first and number of the source rows that are read
-    buffer: Buffer,  # side × 8 bytes for each, their number rounded up to four
+    buffer: Buffer,  # side × 8 bytes for some rows, eight more than taps of `down`; then width × 3 + 16
     out: Buffer,  # uint8 (side, side, 4)
     /,
 ) -> None: ...

@@ -1,7 +1,7 @@
 """Bytes of one source image to RGB pixels, or a sentence that says why not.
 
 in   bytes  JPEG (grey, YCbCr, RGB, CMYK, YCCK), PNG, BMP or WebP under any name, gzip-compressed or not
-out  pixels_HWX  uint8, RGBX, 0..255, contiguous; the fourth byte of a pixel means nothing
+out  pixels_HWC  uint8, RGB, 0..255, contiguous
 
 What the decoder finds damaged is refused: a JPEG that ends early is never padded with grey. But JPEG has no
 checksum, so some damage decodes to a wrong picture without a word. What the pixels do not need is ignored: EXIF
@@ -54,7 +54,7 @@ class BadImage(AlexshardError):
 class Decoded:
     """Pixels of one source image."""
 
-    pixels_HWX: NDArray[np.uint8]
+    pixels_HWC: NDArray[np.uint8]
     width: int  # of the source image
     height: int
     reduction: int  # of the pixels: 1, or 2, 4, 8 where the decoder has left the finer ones out
@@ -100,13 +100,13 @@ def _decode(data: bytes, side: int | None) -> Decoded:
             reduction = _reduction(min(width, height), side)
             smaller = {"min_width": -(-width // reduction), "min_height": -(-height // reduction)}
             try:
-                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGBX", min_factor=reduction, **smaller)
+                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_factor=reduction, **smaller)
             except ValueError as error:
                 if "memory" in str(error).lower():  # libjpeg's own
                     raise MemoryError from None
                 if not _is_harmless(str(error)):
                     raise BadImage(f"damaged JPEG: {error}") from None
-                notes += ("stray bytes",)
+                notes += ("stray bytes" if _STRAY.search(str(error)) else "odd header",)
             else:
                 notes += ("grey",) if colour_space == "Gray" else ()
                 notes += (f"decoded at 1/{reduction}",) if reduction > 1 else ()
@@ -169,7 +169,7 @@ def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(*image.size)
                 image.load()
-                return _rgbx(image), _notes(image)
+                return _rgb(image), _notes(image)
         except (BadImage, MemoryError):
             raise
         except PIL.UnidentifiedImageError:
@@ -180,13 +180,12 @@ def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]
             raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from None
 
 
-def _rgbx(image: Image.Image) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         upper = np.asarray(image) >> 8
-        return np.repeat(np.clip(upper, 0, 255).astype(np.uint8)[:, :, None], 4, axis=2)
+        return np.repeat(np.clip(upper, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
     # Adobe's CMYK JPEGs store inks inverted; Pillow has put that right at decoding.
-    words = image.convert("RGB").tobytes("raw", "RGBX")
-    return np.frombuffer(words, np.uint8).reshape(image.height, image.width, 4)
+    return np.ascontiguousarray(image.convert("RGB"))
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:

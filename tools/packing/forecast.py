@@ -86,5 +86,5 @@ def _pack(data: bytes, image_format: ImageFormat, *, exact: bool) -> None:
     found = decode(data, side=None if exact else image_format.side)
     size = found.width, found.height
     encoded(
-        central_square(found.pixels_HWX, image_format.side, size=size, reduction=found.reduction), image_format
+        central_square(found.pixels_HWC, image_format.side, size=size, reduction=found.reduction), image_format
     )

@@ -4,8 +4,8 @@ Shorter side to `side`, the other side rounded, then the central `side` × `side
 of it is one antialiased bicubic resampling of the kept square, on the grid that those two steps would have
 (fidelity.md §3.1). Smaller images are enlarged.
 
-in      pixels_HWX  uint8, RGBX: the fourth byte means nothing, but a pixel then is one word to all who work on it
-out     square_HWX  uint8, RGBX, (side, side, 4)
+in      pixels_HWC  uint8, RGB, any size
+out     square_HWX  uint8, RGBX, (side, side, 4): the fourth byte is zero, so that a pixel is one word
 source  Krizhevsky, Sutskever, Hinton 2012, section 2; the author's later make-data.py for rounding and crop start;
         weights: Keys 1981, "Cubic convolution interpolation for digital image processing", a = −1/2, widened by
         the reduction, in fixed point
@@ -35,6 +35,7 @@ except ImportError:  # no compiler was there
 
 _SUPPORT = 2.0  # of the filter, in pixels of the coarser grid
 _LARGEST_WEIGHT = 1 << 15
+_ROWS_KEPT = 64  # 128 KiB at 256: they stay in the cache
 _MOST_BITS = 22  # so that a weighted sum of bytes fits into 32 bits
 
 
@@ -69,7 +70,7 @@ def kept_box(width: int, height: int, side: int) -> tuple[float, float, float, f
 
 
 def central_square(
-    pixels_HWX: NDArray[np.uint8], side: int, *, size: tuple[int, int] | None = None, reduction: int = 1
+    pixels_HWC: NDArray[np.uint8], side: int, *, size: tuple[int, int] | None = None, reduction: int = 1
 ) -> NDArray[np.uint8]:
     """The kept square at the stored size, shape (side, side, 4).
 
@@ -77,30 +78,32 @@ def central_square(
         size: width and height of the source image, where the decoder has reduced it; else those of the pixels.
         reduction: by how much; pixels then cover `reduction` × `reduction` of the source.
     """
-    height, width = pixels_HWX.shape[:2]
+    height, width = pixels_HWC.shape[:2]
     source_width, source_height = size or (width, height)
     box = kept_box(source_width, source_height, side)
     left, top = box[0] / reduction, box[1] / reduction
     right, bottom = min(box[2] / reduction, width), min(box[3] / reduction, height)
     if _square is None:
-        image = Image.frombuffer("RGBX", (width, height), pixels_HWX, "raw", "RGBX", 0, 1)
-        resized = image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-        return np.asarray(resized)
+        box = (left, top, right, bottom)
+        resized = Image.fromarray(pixels_HWC).resize((side, side), Image.Resampling.BICUBIC, box=box)
+        padded = np.zeros((side, side, 4), np.uint8)
+        padded[..., :3] = np.asarray(resized)
+        return padded
     across = _across(width, left, right, side)
     down = _down(height, top, bottom, side)
     if (lacking := across.weights.shape[1] - width) > 0:
         # A filter wider than the image reads blank pixels, which weigh nothing.
-        pixels_HWX = np.pad(pixels_HWX, ((0, 0), (0, lacking), (0, 0)))
+        pixels_HWC = np.pad(pixels_HWC, ((0, 0), (0, lacking), (0, 0)))
         width += lacking
     square = np.empty((side, side, 4), np.uint8)
     _square.resample(
-        np.ascontiguousarray(pixels_HWX),
+        np.ascontiguousarray(pixels_HWC),
         width,
         side,
         (across.starts, across.weights, across.bits),
         (down.starts, down.weights, down.bits),
         down.rows,
-        _scratch.of(8 * side * (-(-down.rows[1] // 4) * 4)),
+        _scratch.of(8 * side * max(_ROWS_KEPT, down.weights.shape[1] + 12) + 3 * width + 16),
         square,
     )
     return square

@@ -134,7 +134,7 @@ def pack_shard(
                 refusals[sample.key] = Refusal(split.value, label, sample.name, bad.what)
             else:
                 square = central_square(
-                    found.pixels_HWX,
+                    found.pixels_HWC,
                     image_format.side,
                     size=(found.width, found.height),
                     reduction=found.reduction,
