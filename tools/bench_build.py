@@ -3,8 +3,8 @@
 Everything runs on one archive, made of the images given: nested like ILSVRC2012_img_train.tar, ten classes.
 Whoever takes part is a process of its own, in turns, so that a machine that grows slower does so for all. Two
 figures each: images/s by the clock, from start to exit, and ms of CPU time an image, which other work on the
-machine moves less. What an image adds to a build is the difference between all images and a quarter of them, so
-without the start. Decoding alone has its images in memory, and counts nothing else.
+machine moves less. What an image adds is the difference between all images and a quarter of them, with one worker,
+so without the start. Decoding alone has its images in memory, and counts nothing else.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def measure(
             *(Contestant(BUILD, 1, size) for size in sizes[:-1]),
             Contestant(COLD, counts[-1], images),
             *(Contestant(who, n, images) for who in rivals for n in counts),
+            *(Contestant(who, 1, sizes[0]) for who in rivals),
         ]
         runs: dict[Contestant, list[Run]] = {contestant: [] for contestant in contestants}
         with Progress("bench", total=repeats * len(contestants), unit="runs") as progress:
@@ -111,9 +112,14 @@ def measure(
                     progress.advance(note=who.name)
         parts, quality = parts_ms(originals, repeats), psnr_of_reduced(originals)
     rates = {who: [who.images / each.seconds for each in found] for who, found in runs.items()}
-    built = zip(*(runs[Contestant(BUILD, 1, size)] for size in (images, sizes[0])), strict=True)
-    added = [(all_.cpu_seconds - few.cpu_seconds) / (images - sizes[0]) * 1e3 for all_, few in built]
     alone = [each.cpu_seconds / images * 1e3 for each in runs[Contestant(DECODE, 1, images)]]
+    added = {
+        who: [
+            (whole.cpu_seconds - quarter.cpu_seconds) / (images - sizes[0]) * 1e3
+            for whole, quarter in zip(*(runs[Contestant(who, 1, n)] for n in (images, sizes[0])), strict=True)
+        ]
+        for who in (BUILD, *rivals)
+    }
     return {
         "source": str(source),
         "originals": len(originals),
@@ -129,8 +135,13 @@ def measure(
             }
             for who, found in runs.items()
         ],
-        "added_cpu_ms_per_image": spread(added),
-        "build_of_decoding": spread([one / other for one, other in zip(alone, added, strict=True)]),
+        "an_image_adds": {
+            who: {
+                "cpu_ms": spread(found),
+                "of_decoding": spread([one / other for one, other in zip(alone, found, strict=True)]),
+            }
+            for who, found in added.items()
+        },
         "parallel_efficiency": {
             who: spread(
                 [
@@ -336,11 +347,11 @@ def to_text(report: dict[str, Any]) -> str:
     header = ("", "workers", "images", "images/s", "CPU ms/image", "largest process")
     parts = [(name, f"{ms:.3f}") for name, ms in report["parts_ms"].items()]
     reduced = report["reduced_decoding"]
+    adding = [
+        (who, _spread(found["cpu_ms"], 3), _spread(found["of_decoding"], 2))
+        for who, found in report["an_image_adds"].items()
+    ]
     closing = {
-        "an image adds to a build": f"{_spread(report['added_cpu_ms_per_image'], 3)} ms of CPU",
-        "decoding alone / that": _spread(report["build_of_decoding"], 2),
-    }
-    closing |= {
         f"parallel efficiency, {name}": _spread(found, 2) for name, found in report["parallel_efficiency"].items()
     }
     if reduced["images"]:
@@ -352,7 +363,13 @@ def to_text(report: dict[str, Any]) -> str:
         closing["decoded at 1/2, 1/4 or 1/8"] = "none: no image is that large"
     closing |= {f"not run: {name}": why for name, why in report["peers_not_run"].items()}
     return "\n\n".join(
-        (facts(about), table(rows, header=header), table(parts, header=("part of a build", "ms")), facts(closing))
+        (
+            facts(about),
+            table(rows, header=header),
+            table(adding, header=("an image adds, one worker", "CPU ms", "decoding alone / that")),
+            table(parts, header=("part of a build", "ms")),
+            facts(closing),
+        )
     )
 
 
