@@ -11,6 +11,7 @@ holds sums since the shard's beginning, which the client can compare with what i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import resource
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -106,7 +108,14 @@ class Counted:
 
 def versions() -> dict[str, str]:
     """Everything that must be equal wherever shards of one set are packed."""
-    return {"alexshard": __version__, **decoder_versions()}
+    return {"alexshard": __version__, "code of packing": _code(), **decoder_versions()}
+
+
+def _code() -> str:
+    """The code that packs, in one number: two clones of one version may differ."""
+    folder = files(__package__)
+    modules = sorted((file for file in folder.iterdir() if file.name.endswith(".py")), key=lambda file: file.name)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in modules)).hexdigest()[:12]
 
 
 def host_and_versions() -> tuple[str, dict[str, str]]:
