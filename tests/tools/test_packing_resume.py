@@ -20,6 +20,7 @@ import pytest
 from alexshard.shards import AlexshardError, ImageFormat, Manifest, WrongCall, verify_shard_set
 from alexshard.tools.packing import BuildSettings, MaxBad, TooManyBad, build, plan_build
 from alexshard.tools.packing.identity import Identity
+from alexshard.tools.packing.lock import locked
 from alexshard.tools.packing.output import WORK_NAME, Output
 from alexshard.tools.terminal import Progress
 
@@ -387,6 +388,34 @@ def test_where_a_disk_knows_no_locks_a_living_process_keeps_others_away(source, 
         packed(source, out)
 
     assert caught.value.where == f"process {os.getppid()} on {platform.node()}, since today"
+
+
+@pytest.mark.parametrize("at", ["mkdir", "is_dir", "open"])
+def test_the_end_of_another_build_at_the_very_moment_costs_a_second_try_and_no_more(tmp_path, monkeypatch, at):
+    out = tmp_path / "set"
+    work = out / WORK_NAME
+    work.mkdir(parents=True)
+    real, ends = getattr(Path, at), []
+
+    def ended_before(path: Path, *arguments: object, **options: object) -> object:
+        if work in (path, path.parent) and not ends:
+            ends.append(path)
+            shutil.rmtree(out)  # all that it had made, as a build that failed leaves it
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, at, ended_before)
+        with locked(work, out) as remark:
+            assert remark is None
+            assert (work / "lock").stat().st_size > 0
+    assert len(ends) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_disk_after_all_tries(tmp_path):
+    (tmp_path / WORK_NAME).write_text("a file")
+
+    with pytest.raises(FileExistsError), locked(tmp_path / WORK_NAME, tmp_path):
+        raise AssertionError
 
 
 def no_locks(code: int) -> Callable[..., None]:

@@ -23,7 +23,7 @@ from ...shards import WrongCall
 
 LOCK_NAME = "lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-_TRIES = 3  # a build that ends takes the locked file with it, and the next try makes another
+_TRIES = 10  # a build that ends takes file and folder with it, at any moment, and the next try makes others
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,17 @@ def locked(folder: Path, output: Path) -> Iterator[str | None]:
 
     Raises:
         WrongCall: another build is at work; the message says who.
+        OSError: the folder cannot be made or written to.
     """
-    for _ in range(_TRIES):
-        folder.mkdir(exist_ok=True)
-        with (folder / LOCK_NAME).open("a+", encoding="ascii") as file:
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / LOCK_NAME).open("a+", encoding="ascii")
+        except (FileNotFoundError, FileExistsError):
+            if not tries_left:
+                raise
+            continue  # its last holder has just removed what was there
+        with file:
             remark = _lock(file, output)
             if not os.fstat(file.fileno()).st_nlink:
                 continue  # its last holder has removed it
