@@ -292,12 +292,11 @@ def show(
 @click.option(
     "--repair",
     "source",
-    type=FOLDER,
     metavar="SOURCE",
-    help="Make what is wrong again, to the same bytes, from the source that the set was built from.",
+    help="Make what is wrong again, to the same bytes, from the folder or address that the set was built from.",
 )
 @AS_JSON
-def verify(folder: Path, deep: bool, source: Path | None, as_json: bool) -> None:
+def verify(folder: Path, deep: bool, source: str | None, as_json: bool) -> None:
     """Check every byte of the shard set in DIR: structure, indexes, SHA-256, labels.
 
     Prints one line for each problem, with file and byte, and exits 1 if there is any. With --repair sound files

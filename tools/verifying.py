@@ -40,7 +40,7 @@ class Verified:
         return sum(shard.bytes for split in self.manifest.splits.values() for shard in split.shards)
 
 
-def verified(folder: Path, *, deep: bool, source: Path | None) -> Verified:
+def verified(folder: Path, *, deep: bool, source: str | None) -> Verified:
     """Look, repair if there is a source, look again, and read deeply what is sound.
 
     Raises:
@@ -87,16 +87,16 @@ def _surface(path: Path, manifest: Manifest) -> list[Problem]:
         return verify_shard_set(path, on_file=count)
 
 
-def _repaired(path: Path, source: Path, problems: list[Problem]) -> list[str]:
+def _repaired(path: Path, source: str, problems: list[Problem]) -> list[str]:
     from . import packing
 
     with Progress("look", None, "images") as progress:
-        plan = packing.plan_repair(path, source, problems, on_found=progress.advance)
+        plan = packing.plan_repair(path, packing.source_at(source), problems, on_found=progress.advance)
     with Progress("repair", plan.images, "images") as progress:
         return packing.repair(plan, workers=packing.default_workers(), on_progress=progress.advance)
 
 
-def _beyond_repair(error: BadManifest, path: Path, source: Path) -> AlexshardError:
+def _beyond_repair(error: BadManifest, path: Path, source: str) -> AlexshardError:
     return BadManifest(
         error.what,
         where=error.where,

@@ -271,7 +271,7 @@ def test_after_a_power_cut_the_same_repair_is_made(recording, repairing, tmp_pat
     for place, (words, state) in enumerate(random.Random(SEED).sample(different(repairing), 8)):
         out = make(state, tmp_path / str(place)) / "sets" / "drawn"
 
-        done = verified(out, deep=False, source=repairing.source)
+        done = verified(out, deep=False, source=str(repairing.source))
 
         assert done.problems == [], words
         assert files_of(out) == recording.files, words

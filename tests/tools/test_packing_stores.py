@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from alexshard.shards import AlexshardError, ShardName, Split, WrongCall
-from alexshard.tools.packing import publish
+from alexshard.tools.packing import publish, source_at
 from alexshard.tools.packing.patience import Patience, is_address, masked
 from alexshard.tools.packing.prefix import MARK_NAME, Mark, check_prefix, now
 from alexshard.tools.packing.publish import Publisher, publishing
@@ -111,6 +111,7 @@ def test_a_server_that_never_answers_is_given_up(s3_here):
     [
         ("s3://no-such-bucket/a", 2, "there is no bucket no-such-bucket"),
         ("s3://key:very-secret@bucket/a", 2, "holds credentials"),
+        ("s3://key:x/very-secret@bucket/a", 2, "holds credentials"),
         ("s3:///a", 2, "names no bucket"),
         ("s3://No_Bucket/a", 2, "No_Bucket"),
         ("s4://bucket/a", 2, "Protocol not known: s4"),
@@ -186,6 +187,42 @@ def test_passwords_and_tokens_of_an_address_reach_no_message(tmp_path):
         assert "pa55word" not in message
         assert "t0ken" not in message
     assert "may not read sftp://***@127.0.0.1:1/sets?***/a: no ***, ***" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "told"),
+    [
+        ("s3://b/a", "Is it there? status 404 in region x", "Is it there? status 404 in region x"),
+        ("s3://b/a", "no https://h/a?key=1 to be had?", "no https://h/a?*** to be had?"),
+        ("sftp://me:p%40ss@host/a", "login me:p%40ss, p@ss refused", "login ***, *** refused"),
+        ("sftp://me:pa/ss@host/a", "no pa/ss at sftp://me:pa/ss@host", "no *** at sftp://***@host"),
+    ],
+)
+def test_a_librarys_words_stay_but_for_secrets(address, error, told):
+    assert Patience(address).said(OSError(error)) == told
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("sftp://me:pa/s@host:22/a", "sftp://***@host:22/a"),
+        ("https://host:8080/a@b", "https://host:8080/a@b"),
+        ("s3://bucket/a@b:c", "s3://bucket/a@b:c"),
+    ],
+)
+def test_a_password_may_hold_slashes_and_a_path_an_at(address, shown):
+    assert masked(address) == shown
+
+
+@pytest.mark.parametrize("text", ["simplecache::s3://bucket/a", "s3:/bucket/a", "file:/a", "S3:/b"])
+def test_what_is_nearly_an_address_is_neither_a_folder_nor_a_source(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for named in (lambda: publish.destination(text, None), lambda: source_at(text)):
+        with pytest.raises(WrongCall, match="is no address of a store"):
+            named()
+    (tmp_path / text.partition("/")[0]).mkdir()
+    assert publish.destination(text, None) == (Path(text), None)
+    assert source_at(f"./{text}") == Path(text)
 
 
 def test_only_a_scheme_makes_an_address():

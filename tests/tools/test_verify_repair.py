@@ -155,6 +155,15 @@ def test_a_sound_set_is_left_alone(copied, tmp_path):
     assert identities(copied) == before
 
 
+def test_the_source_of_a_repair_may_be_an_address(copied, sound, source):
+    flip(copied / "train-000001.tar")
+
+    done = repair(copied, f"file://{source}")
+
+    assert done.returncode == 0, done.stderr
+    assert contents(copied) == contents(sound)
+
+
 @pytest.mark.parametrize("options", [["--format", "raw", "--splits", "val,train"], ["--exact", "--seed", "7"]])
 def test_sets_of_other_settings_are_repaired_by_these(source, tmp_path, options):
     made = tmp_path / "made"

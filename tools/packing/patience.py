@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ...shards import AlexshardError, WrongCall
 
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between five attempts; a store that is down for longer is told to the user
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_NEARLY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(:/|::)")
+# User and password end at the last @ before the first slash; keys of S3 hold slashes, ports do not.
+_USER = re.compile(r"://([^/]*|[^/:@]*:(?!\d{1,5}/).*)@", re.DOTALL)
 # The libraries of the stores are known by the names of their errors, since they need not be installed.
 _NO_CREDENTIALS = {
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
@@ -35,13 +39,31 @@ def is_address(text: str) -> bool:
     return _ADDRESS.match(text) is not None
 
 
+def folder_at(text: str) -> Path:
+    """The folder that a text names which is no address.
+
+    Raises:
+        WrongCall: it was meant to be one, and a folder `s3:` here is not what anybody wants.
+    """
+    if _NEARLY.match(text) and not Path(text.partition("/")[0]).exists():
+        raise WrongCall(
+            f"{masked(text)} is no address of a store, and no folder that is there",
+            remedy="an address is as s3://BUCKET/PREFIX, without `::`; a new folder of such a name as ./NAME",
+        )
+    return Path(text)
+
+
 def masked(address: str) -> str:
     """An address as messages show it: without user, password and what follows a question mark.
 
     >>> masked("sftp://me:secret@host/sets/a"), masked("https://host/a?token=secret"), masked("s3://bucket/a")
     ('sftp://***@host/sets/a', 'https://host/a?***', 's3://bucket/a')
     """
-    return re.sub(r"\?.*", "?***", re.sub(r"://[^/]*@", "://***@", address), flags=re.DOTALL)
+    return re.sub(r"\?.*", "?***", _USER.sub("://***@", address, count=1), flags=re.DOTALL)
+
+
+def holds_credentials(address: str) -> bool:
+    return _USER.search(address) is not None
 
 
 class Patience:
@@ -114,7 +136,7 @@ class Patience:
         text = str(error) or type(error).__name__
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return " ".join(masked(text).split())
+        return " ".join(masked(word) if "://" in word else word for word in text.split())
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -127,8 +149,9 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _secrets(address: str) -> list[str]:
-    """Parts of an address that no message may show, longest first."""
-    parts = urlsplit(address)
-    values = [pair.partition("=")[2] for pair in parts.query.split("&")]
-    found = {parts.netloc.rpartition("@")[0], parts.password or "", parts.query, *values}
-    return sorted(found - {""}, key=len, reverse=True)
+    """Parts of an address that no message may show, longest first; libraries tell them decoded too."""
+    user = found[1] if (found := _USER.search(address)) else ""
+    query = urlsplit(_USER.sub("://", address, count=1)).query
+    values = [pair.partition("=")[2] for pair in query.split("&")]
+    secrets = {user, user.partition(":")[2], query, *values}
+    return sorted((secrets | set(map(unquote, secrets))) - {""}, key=len, reverse=True)

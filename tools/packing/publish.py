@@ -23,7 +23,7 @@ from ...shards import (
     WrongCall,
     appearing_whole,
 )
-from .patience import is_address
+from .patience import folder_at, is_address
 from .prefix import BEAT_S, DEAD_S, MARK_NAME, SIDE_FILES, Mark, is_ours, now, taken
 from .stores import Store, Stored, local_name
 
@@ -43,7 +43,7 @@ def destination(out: str, work: Path | None) -> tuple[Path, Store | None]:
         raise WrongCall(
             "--work is for a set that goes to a store", remedy="leave it out, or give --out an address"
         )
-    return Path(out), None
+    return folder_at(out), None
 
 
 def _work_folder(address: str) -> Path:

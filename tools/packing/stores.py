@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...shards import AlexshardError, WrongCall
-from .patience import PAUSES_S, Patience, masked
+from .patience import PAUSES_S, Patience, holds_credentials, masked
 
 PART_BYTES = 8 * 2**20  # of an upload in parts; a thread holds two of them and some copies
 CONNECT_S, ANSWER_S = 10, 60  # S3 may take most of a minute to put the parts of an upload together
@@ -63,7 +63,7 @@ class Store:
         self._etag_is_md5 = False
 
     def _opened(self, address: str, answer_s: float) -> tuple[Any, str]:
-        if self.protocol in _EXTRAS and "@" in urlsplit(address).netloc:
+        if self.protocol in _EXTRAS and holds_credentials(address):
             raise WrongCall(
                 f"{self.shown} holds credentials",
                 why="addresses end up in logs and in the history of a shell",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from ....shards import ClassEntry, Split, WrongCall
-from ..patience import is_address, masked
+from ..patience import folder_at, is_address, masked
 from .archive import Archive
 from .cache import hangs_on, load_listing, save_listing, settings_of, still_holds
 from .folders import find_parts, list_folders
@@ -39,7 +39,7 @@ def source_at(text: str) -> Path:
         AlexshardError: the store cannot be reached.
     """
     if not is_address(text):
-        return Path(text)
+        return folder_at(text)
     if masked(text) != text:
         raise WrongCall(
             f"{masked(text)} holds credentials or a query",
