@@ -285,8 +285,16 @@ def test_the_last_stage_can_end_anywhere_and_is_done_again(tmp_path, monkeypatch
     assert files_of(out) == whole
 
 
-def test_a_lost_record_of_a_shard_that_had_its_place_costs_shards_and_no_more(
-    source, whole, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("harm", "harmed", "moved"),
+    [
+        (Path.unlink, ("train-000002",), "all"),
+        (flip, ("train-000001",), "up to the index of train-000003"),
+        (cut, ("train-000000", "train-000002", "val-000000"), "all"),
+    ],
+)
+def test_a_lost_record_of_a_shard_that_had_its_place_costs_that_shard_and_no_more(
+    source, whole, tmp_path, monkeypatch, harm, harmed, moved
 ):
     out = tmp_path / "set"
 
@@ -297,12 +305,40 @@ def test_a_lost_record_of_a_shard_that_had_its_place_costs_shards_and_no_more(
         patch.setattr("alexshard.tools.packing.finish.finish_shard_set", full)
         packed(source, out)
     assert len(list(out.glob("*.tar"))) == SHARDS
-    (out / WORK_NAME / "train-000002.json").unlink()
+    for name in harmed:
+        harm(out / WORK_NAME / f"{name}.json")
+    if moved != "all":
+        for name in ("train-000003.tar", "train-000004.tar", "train-000004.idx", "val-000001.idx"):
+            (out / name).rename(out / WORK_NAME / name)
 
     report = packed(source, out)
 
-    assert report.shards_kept == 4  # the two before it, and those of val
+    assert report.shards_kept == SHARDS - len(harmed)
     assert files_of(out) == whole
+
+
+def test_behind_a_lost_record_of_bad_images_alone_shards_are_known_by_their_bytes(tmp_path, monkeypatch):
+    train = {w: [(n, d if i == 3 else b"") for i, (n, d) in enumerate(v)] for w, v in named_images().items()}
+    source, out = ilsvrc(tmp_path / "source", train), tmp_path / "set"
+    settings = {"samples_per_shard": 1, "max_bad": MaxBad.parse("100%")}
+    packed(source, tmp_path / "undisturbed", **settings)
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("alexshard.tools.packing.finish.finish_shard_set", full)
+        packed(source, out, **settings)
+    records = {path.name: path for path in (out / WORK_NAME).glob("train-*.json")}
+    empty = [path for path in records.values() if json.loads(path.read_bytes())["record"]["entry"] is None]
+    assert (len(records), len(empty)) == (12, 9)
+    for path in empty:
+        flip(path)
+
+    report = packed(source, out, **settings)
+
+    assert report.shards_kept == 16 - len(empty)
+    assert files_of(out) == files_of(tmp_path / "undisturbed")
 
 
 def test_a_build_that_ended_behind_its_manifest_is_complete_and_tidied(source, whole, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from .shard import ShardRecord, file_sha256, record_path, sums_path
 from .sources import Refusal
 
 _SHOWN = 5  # differences in a message
+_DAMAGED = (AlexshardError, ValueError, KeyError, TypeError, OSError)  # what a record that is not sound raises
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def _look(work: Path, name: ShardName, images: int, in_store: Callable[[ShardNam
     """A finished shard if it is sound, else what is wrong with it."""
     try:
         record = ShardRecord.load(work, name)
-    except (AlexshardError, ValueError, KeyError, TypeError, OSError):
+    except _DAMAGED:
         return "its record is damaged"
     if len(record.rows) + len(record.refusals) != images:
         return f"its record is of {len(record.rows) + len(record.refusals):,} images, not of {images:,}"
@@ -182,16 +183,29 @@ def _move_back(output: Output, splits: dict[Split, SplitPlan]) -> None:
     """Undo the last stage of a build that ended in it, when some shards had their final places already."""
     if any(output.folder.glob("*.idx")) or any(output.folder.glob("*.tar")):
         for split, plan in splits.items():
-            try:
-                for planned, name in final_names(output.work, {split: plan}):
-                    for old, new in ((str(planned), str(name)), (planned.index_name, name.index_name)):
-                        moved, place = output.folder / new, output.work / old
-                        if moved.exists() and not place.exists():
-                            moved.rename(place)
-            except (AlexshardError, ValueError, KeyError, TypeError, FileNotFoundError):
-                pass  # a record is lost: which shards the others are cannot be told, so they are packed again
+            number = lost = 0
+            for planned in (ShardName(split, place) for place in range(plan.num_shards)):
+                try:
+                    entry = ShardRecord.load(output.work, planned).entry
+                except _DAMAGED:
+                    lost += 1  # it may have had a number or none: those that follow are known by their bytes
+                    continue
+                if entry is not None:
+                    finals = [ShardName(split, each) for each in range(number, number + lost + 1)]
+                    _bring_back(output, str(planned), [str(name) for name in finals], entry.sha256)
+                    indexes = [name.index_name for name in finals]
+                    _bring_back(output, planned.index_name, indexes, entry.index_sha256)
+                    number += 1
         sync_folder(output.work)
     output.discard_set_files()
+
+
+def _bring_back(output: Output, name: str, finals: Sequence[str], sha256: str) -> None:
+    """Move a file back from its final name; where that may be one of several, its bytes tell which."""
+    for final in finals:
+        moved, place = output.folder / final, output.work / name
+        if moved.exists() and not place.exists() and (len(finals) == 1 or file_sha256(moved) == sha256):
+            moved.rename(place)
 
 
 def give_places(output: Output, names: dict[ShardName, tuple[ShardName, int]]) -> None:
