@@ -364,6 +364,32 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, name):
     assert file.read_text() == "precious"
 
 
+def test_a_set_beside_an_empty_work_folder_without_a_lock_may_be_anybodys(tmp_path):
+    source, out = ilsvrc(tmp_path / "source"), tmp_path / "set"
+    pack(source, out)
+    (out / "manifest.json").unlink()
+    (out / WORK_NAME).mkdir()
+    before = files_of(out)
+
+    for restart in (False, True):
+        with pytest.raises(WrongCall, match=r"holds other things: .*SHA256SUMS"):
+            build(
+                plan_build(BuildSettings(source=source, out=out, image=SMALL, max_bad=MaxBad.parse("0"))),
+                workers=1,
+                on_progress=lambda *_: None,
+                restart=restart,
+            )
+
+    assert files_of(out) == before
+
+
+def test_an_empty_work_folder_alone_is_what_a_build_leaves_that_was_killed_in_its_first_or_last_moment(tmp_path):
+    source, out = ilsvrc(tmp_path / "source"), tmp_path / "set"
+    (out / WORK_NAME).mkdir(parents=True)
+
+    assert pack(source, out).manifest.splits["train"].samples == 12
+
+
 def test_a_build_that_was_killed_is_started_afresh(tmp_path):
     source, out = ilsvrc(tmp_path / "source"), tmp_path / "set"
     pack(source, tmp_path / "whole")

@@ -94,7 +94,8 @@ def _check_output(out: Path, source: Path) -> None:
         work = {path.name for path in (out / WORK_NAME).iterdir()}
         strange = {name for name in work if not is_work_file(name) and not _NOBODYS.fullmatch(name)}
         foreign |= {f"{WORK_NAME}/{name}" for name in strange}
-        foreign |= {WORK_NAME} if work and LOCK_NAME not in work else set()
+        if LOCK_NAME not in work and (work or names != {WORK_NAME}):
+            foreign |= names  # the lock says that the folder is ours, and goes last: an empty one alone may be
     elif names:
         foreign = names
     if foreign:
