@@ -75,7 +75,7 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 @click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG.  [default: 90]")
 @click.option("--size", type=click.IntRange(8, 2048), default=256, show_default=True, help="Side in pixels.")
 @click.option(
-    "--exact", is_flag=True, help="Decode all pixels of large JPEGs too: slower, other pixels by a level."
+    "--exact", is_flag=True, help="Decode all pixels of large JPEGs too: slower, hardly visible."
 )
 @click.option(
     "--samples-per-shard",

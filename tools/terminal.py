@@ -124,6 +124,7 @@ class Progress:
         self.done = 0
         self.skipped = 0
         self.note = ""
+        self._told = 0  # of `done`, in the last plain line
         self._bar: Any = None
         self._task: Any = None
 
@@ -140,7 +141,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self.done:
+        elif kind is None and self.done and self._told != self.done:
             self._print_line()
 
     def advance(self, number: int = 1, *, note: str = "") -> None:
@@ -163,7 +164,9 @@ class Progress:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         rate = (self.done - self.skipped) / elapsed
         of = "" if self.total is None else f"/{self.total:,}"
-        line = f"{self.title} {self.done:,}{of} {self.unit}, {rate:,.0f} {self.unit}/s"
+        self._told = self.done
+        pace = f"{rate:,.0f} {self.unit}/s" if rate >= 1 else f"{duration(1 / max(rate, 1e-9))} each"
+        line = f"{self.title} {self.done:,}{of} {self.unit}, {pace}"
         if self.total is not None and self.done < self.total:
             line += f", {duration((self.total - self.done) / max(rate, 1e-9))} left"
         elif self.total is not None:
