@@ -19,6 +19,7 @@ of them, meets `times` and is spent; among those not spent the first that was ad
     Cut(after)          the server does its work, the client gets that many bytes of the body and then the end;
                         where the body is empty, as after an upload, it gets nothing at all
     Spoil()             passes on what is sent with its last byte changed
+    Unheard(header)     passes on what is sent without that header, as a server that does not know it
     Slow(seconds)       answers so much later
     Hold()              answers when `release()` is called; `reached` is set when the request is there, so that a
                         test can kill a process at a chosen upload without a clock
@@ -110,6 +111,11 @@ class Cut(Fault):
 @dataclass(slots=True)
 class Spoil(Fault):
     pass
+
+
+@dataclass(slots=True)
+class Unheard(Fault):
+    header: str
 
 
 @dataclass(slots=True)
@@ -230,6 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if isinstance(fault, Spoil) and body:
                 body = body[:-1] + bytes([body[-1] ^ 1])
+            if isinstance(fault, Unheard):
+                del self.headers[fault.header]
             self._wait(fault)
             if isinstance(fault, Slow | Hold) and self._client_is_gone():
                 self.close_connection = True

@@ -16,18 +16,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from alexshard.shards import AlexshardError, ShardName, Split, WrongCall
-from alexshard.tools.packing import publish, source_at
+from alexshard.tools.packing import prefix, publish, source_at
 from alexshard.tools.packing.patience import Patience, is_address, masked
-from alexshard.tools.packing.prefix import MARK_NAME, Mark, check_prefix, now
+from alexshard.tools.packing.prefix import BEAT_S, DEAD_S, MARK_NAME, Mark, check_prefix
 from alexshard.tools.packing.publish import Publisher, publishing
 from alexshard.tools.packing.stores import Store, local_name
 
 from tests.conftest import alexshard, run
-from tests.s3_server import S3, Cut, CutRequest, Hold, Slow, Spoil, Status
+from tests.s3_server import S3, Cut, CutRequest, Hold, Slow, Spoil, Status, Unheard
 from tests.tools.drawn import WNIDS, files_of, ilsvrc, jpeg, named_images, pack
 
 QUICK = (0.01, 0.01, 0.01, 0.01)
@@ -419,7 +420,13 @@ def test_a_prefix_with_other_things_is_refused(s3_here, tmp_path, store):
 
 # Two builds on one prefix -------------------------------------------------------------------------------------
 
-ELSEWHERE = Mark("p", "elsewhere", 7, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+ELSEWHERE = Mark("p", "elsewhere", 7, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00", "there", "t")
+HERE = replace(Mark.mine("p"), since=ELSEWHERE.since, beat=ELSEWHERE.beat)  # of this process in an earlier life
+
+
+def ago(seconds: float) -> str:
+    """A sign of life of so long ago."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
 def taken(s3: S3, tmp_path: Path, mark: Mark, *, restart: bool = False) -> Mark:
@@ -434,8 +441,8 @@ def taken(s3: S3, tmp_path: Path, mark: Mark, *, restart: bool = False) -> Mark:
 
 def test_a_second_build_is_told_who_is_at_work(s3_here, tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
-        here = replace(ELSEWHERE, host=socket.gethostname(), pid=alive.pid)
-        beating = replace(ELSEWHERE, beat=now())
+        here = replace(HERE, pid=alive.pid)
+        beating = replace(ELSEWHERE, beat=ago(0))
         for mark, restart in ((here, False), (here, True), (beating, False)):
             with pytest.raises(WrongCall, match=f"process {mark.pid} on {mark.host}, since 2026-01-01T00"):
                 taken(s3_here, tmp_path, mark, restart=restart)
@@ -447,10 +454,70 @@ def test_a_second_build_is_told_who_is_at_work(s3_here, tmp_path):
 def test_a_holder_without_a_sign_of_life_gives_way_and_one_on_another_host_to_restart(s3_here, tmp_path):
     assert taken(s3_here, tmp_path, ELSEWHERE).pid == os.getpid()
     assert "train-000009.tar" in s3_here.server.objects("sets/a")
-    in_an_earlier_life = replace(ELSEWHERE, host=socket.gethostname(), pid=os.getpid())
-    assert taken(s3_here, tmp_path, in_an_earlier_life).since != ELSEWHERE.since
-    assert taken(s3_here, tmp_path, replace(ELSEWHERE, beat=now()), restart=True).pid == os.getpid()
+    assert taken(s3_here, tmp_path, HERE).since != ELSEWHERE.since
+    assert taken(s3_here, tmp_path, replace(ELSEWHERE, beat=ago(0)), restart=True).pid == os.getpid()
     assert "train-000009.tar" not in s3_here.server.objects("sets/a")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_build_at_work_is_respected_by_a_store_that_knows_no_condition(s3_here, tmp_path, restart):
+    s3_here.proxy.add(Unheard("If-None-Match", method="PUT", key=MARK_NAME, times=1000))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
+        theirs = replace(HERE, pid=alive.pid, plan="another")
+        with pytest.raises(WrongCall, match=f"process {alive.pid} on"):
+            taken(s3_here, tmp_path, theirs, restart=restart)
+        alive.communicate(b"\n")
+
+    assert s3_here.server.get("sets/a/" + MARK_NAME) == theirs.data()
+
+
+@pytest.mark.parametrize(
+    ("mark", "held"),
+    [
+        (replace(HERE, beat=ago(0)), False),  # this very process, seen from itself
+        (replace(HERE, beat=ago(0), place="another container"), True),
+        (replace(HERE, beat=ago(DEAD_S - 60), place="another container"), True),
+        (replace(HERE, beat=ago(DEAD_S), place="another container"), False),
+        (replace(HERE, beat=ago(0), pid=0, place="another container"), False),
+        (replace(HERE, beat="2026-01-01T00:00:00+00:00", pid=1), True),
+        (replace(HERE, beat=ago(0), pid=2**40), False),
+    ],
+)
+def test_only_a_holder_of_the_same_container_is_looked_for_among_the_processes(mark, held):
+    assert mark.is_held() == held
+
+
+@pytest.mark.parametrize(("silent_s", "held"), [(0, True), (BEAT_S, True), (3 * BEAT_S, False)])
+def test_where_no_place_is_told_a_missing_process_must_be_silent_too(monkeypatch, silent_s, held):
+    monkeypatch.setattr(prefix, "_place", lambda: "")  # as on systems without /proc
+
+    assert replace(HERE, place="", pid=2**40, beat=ago(silent_s)).is_held() == held
+
+
+def test_two_holders_of_one_number_and_second_are_told_apart():
+    first, second = Mark.mine("p"), Mark.mine("p")
+
+    assert Mark.parse(first.data()) == first
+    assert first.same_holder(replace(first, beat=ago(99)))
+    assert not first.same_holder(replace(second, since=first.since))
+
+
+def test_a_sign_of_life_on_its_way_does_not_bring_the_mark_back(s3_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "BEAT_S", 0.01)
+    beat = Hold(method="PUT", key=MARK_NAME, skip=1)
+    s3_here.proxy.add(beat)
+    with publishing(opened(s3_here), tmp_path / "work", plan="p", restart=False) as publisher:
+        (tmp_path / "work").mkdir()
+        assert beat.reached.wait(30)
+        end = threading.Thread(target=finished, args=(tmp_path / "work", publisher, {}))
+        end.start()
+        assert s3_here.proxy.wait_for(1, "PUT", "manifest.json")
+        s3_here.proxy.wait_for(1, "DELETE", MARK_NAME, timeout=0.5)  # none comes
+        beat.release()
+        end.join(60)
+
+    assert s3_here.proxy.wait_for(2, "PUT", MARK_NAME)
+    assert set(s3_here.server.objects("sets/a")) == {"samples.tsv", "manifest.json"}
 
 
 def test_the_shards_of_another_plan_are_refused_unless_they_may_be_discarded(s3_here, tmp_path):
@@ -602,8 +669,14 @@ def test_the_same_command_on_a_finished_set_is_done_and_another_is_refused(s3, s
     assert "is a shard set already" in told([*command, "--seed", "1"], environment, code=2)
     assert s3.server.objects("sets/a") == local
     s3.server.put("sets/a/train-000003.tar", b"cut")
-    assert "train-000003.tar is not as it was sent" in told(command, environment, code=1)
+    said = told(command, environment, code=1)
+    assert "train-000003.tar is not as it was sent" in said
     assert s3.proxy.seen("PUT") == []
+    assert "remove all that lies below this prefix, and the same command builds the set again" in said
+    for name in local:
+        s3.server.delete(f"sets/a/{name}")
+    told(command, environment)
+    assert s3.server.objects("sets/a") == local
 
 
 def test_a_shard_of_bad_images_alone_leaves_no_gap_in_the_store(s3, environment, tmp_path):

@@ -40,15 +40,23 @@ class Holder:
     @property
     def is_alive_here(self) -> bool:
         """Whether it is another process of this machine that has not ended."""
-        if self.host != platform.node() or self.pid == os.getpid():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass  # it is somebody else's
-        return True
+        return self.host == platform.node() and is_another_running(self.pid)
+
+
+def is_another_running(pid: int) -> bool:
+    """Whether it is a process of this machine that has not ended, and not this one.
+
+    What this one finds under its own number is of an earlier life: in containers numbers come again.
+    """
+    if pid in (0, os.getpid()):
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it is somebody else's
+    return True
 
 
 @contextmanager

@@ -6,9 +6,11 @@ renews. It goes when the manifest is there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import secrets
 import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,6 +28,7 @@ from ...shards import (
     Manifest,
     WrongCall,
 )
+from .lock import is_another_running
 from .stores import Store
 
 MARK_NAME = ".build/lock"
@@ -86,7 +89,8 @@ def published(store: Store, plan: str) -> Manifest | None:
         raise AlexshardError(
             f"{store.shown} is a finished shard set, but {wrong[0]} is not as it was sent",
             why="training would read wrong pixels or labels, or stop",
-            remedy="remove its manifest.json and the same command builds the set again",
+            remedy="put it back from a copy of the set; or remove all that lies below this prefix, and the same "
+            "command builds the set again",
         )
     return manifest
 
@@ -100,11 +104,13 @@ class Mark:
     pid: int  # 0: nobody is at work, the build was stopped
     since: str
     beat: str  # when the holder last said that it is alive
+    place: str = ""  # where its number is that of a process; empty: nobody can tell
+    token: str = ""  # drawn: numbers come again, also within a second
 
     @classmethod
     def mine(cls, plan: str) -> Mark:
         began = now()
-        return cls(plan, socket.gethostname(), os.getpid(), began, began)
+        return cls(plan, socket.gethostname(), os.getpid(), began, began, _place(), secrets.token_hex(8))
 
     def data(self) -> bytes:
         return json.dumps(asdict(self)).encode("ascii")
@@ -115,22 +121,43 @@ class Mark:
         try:
             fields = json.loads(data)
             mark = cls(**fields)
-            datetime.fromisoformat(mark.beat)
+            mark._silent_s()
         except (TypeError, ValueError):
             return None
-        return mark if isinstance(mark.pid, int) else None
+        return mark if isinstance(mark.pid, int) and mark.pid >= 0 else None
+
+    @property
+    def is_of_here(self) -> bool:
+        """Whether its process would be seen from here. Containers may share a name and not see each other."""
+        return (self.host, self.place) == (socket.gethostname(), _place())
 
     def is_held(self) -> bool:
         """Whether its holder is at work, as far as one can tell from here."""
         if not self.pid:
             return False
-        if self.host == socket.gethostname():
-            # This very process holds it only in a mark of an earlier life: in containers numbers come again.
-            return self.pid != os.getpid() and Path(f"/proc/{self.pid}").exists()
-        return (datetime.now(UTC) - datetime.fromisoformat(self.beat)).total_seconds() < DEAD_S
+        if not self.is_of_here:
+            return self._silent_s() < DEAD_S
+        # Without a place another machine may have the same name: then its silence must speak too.
+        return is_another_running(self.pid) or (not self.place and self._silent_s() < 2 * BEAT_S)
+
+    def _silent_s(self) -> float:
+        return (datetime.now(UTC) - datetime.fromisoformat(self.beat)).total_seconds()
 
     def same_holder(self, other: Mark | None) -> bool:
-        return other is not None and (self.host, self.pid, self.since) == (other.host, other.pid, other.since)
+        return other is not None and self._holder() == other._holder()
+
+    def _holder(self) -> tuple[str, int, str, str, str]:
+        return self.host, self.pid, self.since, self.place, self.token
+
+
+def _place() -> str:
+    """What tells one start of one machine, and within it one container, from others; empty where none is told."""
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        container = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{start}{container}".encode()).hexdigest()[:16]
 
 
 def taken(store: Store, mine: Mark, *, restart: bool) -> Mark:
@@ -139,11 +166,12 @@ def taken(store: Store, mine: Mark, *, restart: bool) -> Mark:
     Raises:
         WrongCall: another build is at work there, or shards of another plan lie there.
     """
-    if store.put_bytes(MARK_NAME, mine.data(), new=True):
-        return mine
+    store.put_bytes(MARK_NAME, mine.data(), new=True)
     old = Mark.parse(store.read(MARK_NAME) or b"")
-    # On this host one sees that the holder lives; of another one --restart is the user's word that it does not.
-    if old is not None and old.is_held() and not (restart and old.host != mine.host):
+    if mine.same_holder(old):  # some stores write even where they were asked not to, so what is there decides
+        return mine
+    # Here one sees that the holder lives; of elsewhere --restart is the user's word that it does not.
+    if old is not None and old.is_held() and not (restart and not old.is_of_here):
         raise WrongCall(
             f"another build is at work on {store.shown}: process {old.pid} on {old.host}, since {old.since}",
             why="two builds would spoil each other's shards",

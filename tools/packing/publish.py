@@ -107,6 +107,7 @@ class Publisher:
         self._mark: Mark | None = None
         self._queue: queue.Queue[ShardName | None] = queue.Queue(UPLOADS)
         self._threads: list[threading.Thread] = []
+        self._beating = threading.Thread(target=self._beat, daemon=True)
         self._failure: BaseException | None = None
         self._ended = threading.Event()
         self._there: dict[str, Stored] = {}  # below the prefix, when the build began
@@ -119,7 +120,7 @@ class Publisher:
             raise WrongCall(f"{self.store.shown} has become a shard set meanwhile", remedy="use it")
         uploads = UPLOADS if self.store.parallel else 1
         self._threads = [threading.Thread(target=self._upload, daemon=True) for _ in range(uploads)]
-        for thread in (*self._threads, threading.Thread(target=self._beat, daemon=True)):
+        for thread in (*self._threads, self._beating):
             thread.start()
 
     def holds(self, name: ShardName) -> bool:
@@ -201,6 +202,7 @@ class Publisher:
         self._still_ours()
         self.store.put(folder / MANIFEST_NAME, MANIFEST_NAME)
         self._ended.set()
+        self._beating.join()  # or a sign of life on its way would bring the mark back
         self.store.remove(MARK_NAME)
         self._mark = None
 
@@ -214,8 +216,9 @@ class Publisher:
         for _ in self._threads:
             with suppress(queue.Full):
                 self._queue.put_nowait(None)
-        for thread in self._threads:
-            thread.join(_PARTING_S / UPLOADS)  # what is still being sent then is not finished in the store either
+        for thread in (*self._threads, self._beating):
+            if thread.ident is not None:  # it has begun
+                thread.join(_PARTING_S / UPLOADS)  # what is still sent then is not finished in the store either
         if self._mark is None:
             return
         with suppress(Exception):  # perhaps the store's failure is why it ends; then the mark is found dead
