@@ -6,10 +6,9 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from .damage import Problem, difference
 from .index import VERSION, index_text
 from .manifest import SAMPLES_NAME, ImageFormat, Manifest, ShardEntry
 from .naming import ShardName
+from .regular import open_regular, read_regular
 from .rows import COLUMNS
 from .sample import LABEL_EXTENSION
 from .tar import BLOCK, BadMember, stored_size
@@ -105,7 +105,7 @@ def first_wrong_line(folder: Path, manifest: Manifest, text: bytes) -> tuple[int
 def _keys_in_index(path: Path, shard: ShardEntry) -> list[str] | None:
     """The keys of a shard, by its index; None if that is not as it was written."""
     try:
-        index = path.read_bytes()
+        index = read_regular(path)
     except OSError:
         return None
     if hashlib.sha256(index).hexdigest() != shard.index_sha256:
@@ -139,7 +139,7 @@ def _shard_problems(task: ShardTask, rows: list[_Row] | None, on_bytes: Callable
     index_name = ShardName.parse(shard.name).index_name
     index = wanted = None
     try:
-        index = (task.folder / index_name).read_bytes()
+        index = read_regular(task.folder / index_name)
     except OSError as error:
         yield Problem(index_name, f"cannot be read: {error.strerror}")
     if index is not None and hashlib.sha256(index).hexdigest() == shard.index_sha256:
@@ -147,7 +147,7 @@ def _shard_problems(task: ShardTask, rows: list[_Row] | None, on_bytes: Callable
     bad = samples = None
     told_by = index_name
     try:
-        with (task.folder / shard.name).open("rb", buffering=0) as file:
+        with open_regular(task.folder / shard.name, buffering=0) as file:
             if wanted is None:
                 members, bad = read_members(file)
                 wanted, told_by = index_text(members), shard.name
@@ -194,9 +194,11 @@ def _stored(index: str, task: ShardTask, rows: list[_Row] | None) -> Iterator[St
                 label_size = int(words[6])
                 right += f" {LABEL_EXTENSION} {at + BLOCK} {label_size} {key}.{LABEL_EXTENSION}"
                 at += stored_size(label_size)
+            # What no tar of ours could hold; labels have at most nine digits.
+            fits = key.isascii() and len(words[3]) <= 100 and 0 <= size < 8**11 and 0 <= (label_size or 0) <= 9
         except (IndexError, ValueError):
-            right = ""
-        if line != right:
+            right, fits = "", False
+        if line != right or not fits:
             raise ValueError(f"line {number + 2} is not that of a sample: {line[:120]!r}")
         if rows is None or number >= len(rows):
             yield Stored(key, size, label_size, None, None)
@@ -210,7 +212,7 @@ def _stored(index: str, task: ShardTask, rows: list[_Row] | None) -> Iterator[St
 
 
 def _wrong_in(
-    file: FileIO,
+    file: BinaryIO,
     task: ShardTask,
     samples: list[Stored] | None,
     bad: BadMember | None,

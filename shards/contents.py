@@ -82,15 +82,26 @@ def wrong_bytes(
         tail_at = image_at + sample.image_size
         label_at = tail_at + padding(sample.image_size) + BLOCK
         end = label_at - BLOCK if sample.label_size is None else label_at + stored_size(sample.label_size) - BLOCK
-        if not window.reach(at, end):
+        if end > size:
+            yield Wrong(
+                f"its index has it end {end - size:,} bytes after the end of the shard", image_at, sample.key
+            )
+            break
+        # An image is never held whole, since its size is a claim like any other.
+        if not window.reach(at, image_at + len(image_start)):
             break
         if place := window.difference(at, member_header(f"{sample.key}.{image.extension}", sample.image_size)):
             yield Wrong(f"in the header of its image, {place[1]}", place[0], sample.key)
         if images and sample.crc32 is not None:
-            with window.view(image_at, tail_at) as found:
-                yield from _wrong_image(found, sample.crc32, image_at, sample.key)
+            found = window.crc32(image_at, tail_at)
+            if found is None:
+                break
+            if found != sample.crc32:
+                yield _wrong_image(file, found, sample, image_at)
         elif not window.starts(image_at, image_start) or sample.image_size not in (raw_size or sample.image_size,):
             yield Wrong(f"holds no image of the kind {image.encoding}, side {image.side}", image_at, sample.key)
+        if not window.reach(tail_at, end):
+            break
         if place := window.difference(tail_at, _after_image(sample, window, label_at)):
             yield Wrong(f"{_part_after_image(place[0] - tail_at, sample)}, {place[1]}", place[0], sample.key)
         at = end
@@ -128,17 +139,19 @@ def _part_after_image(at: int, sample: Stored) -> str:
     return "in its label" if at < BLOCK + (sample.label_size or 0) else "in the zeros after its label"
 
 
-def _wrong_image(image: memoryview, promised: int, at: int, key: str) -> Iterator[Wrong]:
-    found = zlib.crc32(image)
-    if found == promised:
-        return
-    place = flipped_bit(found, promised, len(image))
+def _wrong_image(file: BinaryIO, found: int, sample: Stored, at: int) -> Wrong:
+    """What is wrong with the image at byte `at`, whose CRC-32 is `found`."""
+    assert sample.crc32 is not None
+    place = flipped_bit(found, sample.crc32, sample.image_size)
     if place is not None:
         byte, bit = place
-        yield Wrong(f"in its image, {flip(image[byte], bit)}", at + byte, key)
-    else:
-        what = f"its {len(image):,} image bytes have CRC-32 {found:08x}, {promised:08x} was written"
-        yield Wrong(f"{what}: more than one bit is wrong", at, key)
+        here = file.tell()
+        file.seek(at + byte)
+        damaged = file.read(1)[0]
+        file.seek(here)
+        return Wrong(f"in its image, {flip(damaged, bit)}", at + byte, sample.key)
+    what = f"its {sample.image_size:,} image bytes have CRC-32 {found:08x}, {sample.crc32:08x} was written"
+    return Wrong(f"{what}: more than one bit is wrong", at, sample.key)
 
 
 class _Window:
@@ -154,6 +167,9 @@ class _Window:
         """Bring start..stop into view and let go of what lies before; False: the file ends before `stop`."""
         if stop <= self.end:
             return True
+        while self.end < start:
+            if not self.reach(self.end, min(start, self.end + _WINDOW)):
+                return False
         kept = self._buffer[start - self._start : self.end - self._start]
         if stop - start > len(self._buffer):
             self._buffer = bytearray(stop - start)
@@ -169,8 +185,17 @@ class _Window:
                 self.end += got
         return True
 
-    def view(self, start: int, stop: int) -> memoryview:
-        return memoryview(self._buffer)[start - self._start : stop - self._start]
+    def crc32(self, start: int, stop: int) -> int | None:
+        """The CRC-32 of start..stop; None: the file ends before `stop`."""
+        found = 0
+        while start < stop:
+            upto = min(stop, start + _WINDOW)
+            if not self.reach(start, upto):
+                return None
+            with memoryview(self._buffer) as view:
+                found = zlib.crc32(view[start - self._start : upto - self._start], found)
+            start = upto
+        return found
 
     def copy(self, start: int, stop: int) -> bytes:
         return bytes(self._buffer[start - self._start : stop - self._start])

@@ -67,21 +67,24 @@ def difference(found: bytes | bytearray, wanted: bytes) -> tuple[int, str] | Non
     return common, f"goes on for {len(found) - common:,} bytes after its end"
 
 
-def file_damage(data: bytes, sha256: str, entry: FileEntry | None) -> Damage | None:
+def file_damage(data: bytes, sha256: str, entry: FileEntry | None, size: int) -> Damage | None:
     """What is wrong with a file of this SHA-256, of which `entry` tells more than the digest.
 
     A single flipped bit is named by the CRC-32, and proved by the digest.
+
+    Args:
+        data: the file's bytes; of one that is longer than promised, those that were promised.
+        size: of the whole file.
     """
     found = hashlib.sha256(data).hexdigest()
+    if entry is not None and size > entry.bytes:
+        if found == sha256:
+            return Damage(f"goes on for {size - len(data):,} bytes after its end", len(data), data)
+        return Damage(f"has {size:,} bytes, the manifest says {entry.bytes:,}")
     if found == sha256:
         return None
     if entry is not None and len(data) < entry.bytes:
         return Damage(f"ends {entry.bytes - len(data):,} bytes too early", len(data))
-    if entry is not None and len(data) > entry.bytes:
-        whole = data[: entry.bytes]
-        if hashlib.sha256(whole).hexdigest() == sha256:
-            return Damage(f"goes on for {len(data) - len(whole):,} bytes after its end", len(whole), whole)
-        return Damage(f"has {len(data):,} bytes, the manifest says {entry.bytes:,}")
     place = None if entry is None else flipped_bit(zlib.crc32(data), int(entry.crc32, 16), len(data))
     if place is not None:
         mended = flipped(data, *place)

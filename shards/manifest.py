@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from .errors import BadManifest, NoShardSet
 from .naming import ShardName, Split
+from .regular import read_regular
 from .sample import JPEG_EXTENSION, RAW_EXTENSION
 
 FORMAT = "alexshard"
@@ -155,7 +156,7 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            text = path.read_bytes().decode("utf-8")
+            text = read_regular(path).decode("utf-8")
         except FileNotFoundError:
             raise NoShardSet(
                 f"{folder} is no shard set: it has no {MANIFEST_NAME}",

@@ -17,6 +17,7 @@ from .errors import CorruptShardSet, NoShardSet, NoSuchSplit
 from .index import read_index
 from .manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, SAMPLES_NAME, Manifest
 from .naming import ShardName, Split
+from .regular import open_regular
 from .rows import read_rows
 
 
@@ -137,7 +138,8 @@ class ShardSet:
         """
         path = self.path / MEAN_IMAGE_NAME
         try:
-            mean = np.load(path, allow_pickle=False)
+            with open_regular(path) as file:
+                mean = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # a damaged header is parsed
             raise self._corrupt(f"{MEAN_IMAGE_NAME} cannot be read: {error}") from error
         side = self.manifest.image.side

@@ -22,6 +22,7 @@ from .manifest import (
     sums_text,
 )
 from .naming import ShardName
+from .regular import open_regular, read_regular
 
 _OF_THE_FIRST = (SAMPLES_NAME, MEAN_IMAGE_NAME, QUARANTINE_NAME)
 
@@ -66,12 +67,16 @@ def _candidates(folder: Path, manifest: Manifest, name: str, sha256: str) -> Ite
         yield data
     elif name.endswith(".idx"):
         try:
-            with (folder / str(ShardName.parse(name.removesuffix(".idx") + ".tar"))).open("rb") as file:
+            with open_regular(folder / str(ShardName.parse(name.removesuffix(".idx") + ".tar"))) as file:
                 yield index_text(read_members(file)[0]).encode("ascii")
         except OSError:
             return
     elif name in manifest.files:
-        damage = file_damage(_read(folder / name), sha256, manifest.files[name])
+        entry, path = manifest.files[name], folder / name
+        try:
+            damage = file_damage(read_regular(path, entry.bytes), sha256, entry, path.stat().st_size)
+        except OSError:
+            return
         if damage is not None and damage.mended is not None:
             yield damage.mended
 
@@ -79,6 +84,6 @@ def _candidates(folder: Path, manifest: Manifest, name: str, sha256: str) -> Ite
 def _read(path: Path) -> bytes:
     """The bytes of a file; none where it is not there."""
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError:
         return b""

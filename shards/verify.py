@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .check import HEADER, ShardFindings, ShardTask, check_shard, first_wrong_line
+from .cores import usable_cores
 from .damage import Damage, Problem, difference, file_damage, manifest_damage
 from .errors import BadManifest, CorruptShardSet
 from .manifest import (
@@ -37,6 +37,7 @@ from .manifest import (
 )
 from .naming import ShardName
 from .reader import ShardSet, find_shard_set
+from .regular import open_regular, read_regular
 from .restore import derived
 
 _BLOCK = 1 << 20
@@ -74,7 +75,7 @@ def load_mended(folder: Path) -> tuple[Manifest, Damage | None]:
         return Manifest.load(folder), None
     except BadManifest:
         path = folder / MANIFEST_NAME
-        damage = manifest_damage(path.read_bytes()) if path.is_file() else None
+        damage = manifest_damage(read_regular(path)) if path.is_file() else None
         if damage is None or damage.mended is None:
             raise
         return Manifest.parse(damage.mended.decode("utf-8"), path), damage
@@ -110,7 +111,7 @@ def _promised(folder: Path, manifest: Manifest) -> tuple[dict[str, str], list[Pr
     The manifest gives them, and so the very text of SHA256SUMS; of sets of early builds SHA256SUMS itself does.
     """
     try:
-        found = (folder / SUMS_NAME).read_bytes()
+        found = read_regular(folder / SUMS_NAME)
     except OSError as error:
         found, problems = b"", [Problem(SUMS_NAME, f"cannot be read: {error.strerror}")]
     else:
@@ -134,17 +135,21 @@ def _promised(folder: Path, manifest: Manifest) -> tuple[dict[str, str], list[Pr
 
 
 def _file_damage(path: Path, sha256: str, manifest: Manifest) -> Damage | None:
+    entry = manifest.files.get(path.name)
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
-        if digest.hexdigest() == sha256:
-            return None
-        data = path.read_bytes()
+                if entry is not None and file.tell() > entry.bytes:  # it is wrong, however long it may be
+                    break
+            else:
+                if digest.hexdigest() == sha256:
+                    return None
+        data, size = read_regular(path, -1 if entry is None else entry.bytes), path.stat().st_size
     except OSError as error:
         return Damage(f"cannot be read: {error.strerror}")
-    damage = file_damage(data, sha256, manifest.files.get(path.name))
+    damage = file_damage(data, sha256, entry, size)
     if damage is None or damage.mended is not None:
         return damage
     # More than one bit is wrong: the first place that can be known.
@@ -190,7 +195,7 @@ def _open_rows(folder: Path, damage: Damage | None) -> BinaryIO | None:
     """samples.tsv as it was written, where that can be had."""
     if damage is None:
         try:
-            return (folder / SAMPLES_NAME).open("rb")
+            return open_regular(folder / SAMPLES_NAME)
         except OSError:  # of an early set whose SHA256SUMS is damaged, so that nothing is known of it
             return None
     return None if damage.mended is None else io.BytesIO(damage.mended)
@@ -207,7 +212,7 @@ def _tasks(folder: Path, manifest: Manifest, rows: BinaryIO | None) -> Iterator[
 
 def _in_order(tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardFindings]]:
     """Each task with what came of it, in order; a few are worked on at a time, so memory has a bound."""
-    threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    threads = min(usable_cores(), _MOST_THREADS)
     stop = threading.Event()
 
     def go_on() -> None:
@@ -241,7 +246,7 @@ def _check_counts(name: str, split: SplitEntry) -> Iterator[Problem]:
 
 def _check_quarantine(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     try:
-        lines = (folder / QUARANTINE_NAME).read_text(encoding="ascii").splitlines()
+        lines = read_regular(folder / QUARANTINE_NAME).decode("ascii").splitlines()
         found = [json.loads(line)["split"] for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Problem(QUARANTINE_NAME, f"cannot be read: {error}")

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
+import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from alexshard.shards import BadManifest, Problem, verify_shard_set
+from alexshard.shards import BadManifest, Manifest, Problem, verify_shard_set
 from alexshard.shards.damage import manifest_damage
+from alexshard.shards.manifest import file_entry, sums_text
+from alexshard.shards.tar import END_OF_ARCHIVE, member_header, padding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -256,3 +263,103 @@ def test_whatever_happened_to_whichever_files_these_are_named_and_no_others(
             found = wrong if "manifest.json" in wrong else set()
 
         assert found == wrong
+
+
+@pytest.mark.parametrize(
+    "exchange", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"]
+)
+@pytest.mark.parametrize("early", [False, True], ids=["", "early"])
+def test_what_is_no_regular_file_is_told_and_never_read(tiny: Tiny, tmp_path: Path, exchange, early) -> None:
+    copy = early_set(tiny.path, tmp_path / "set") if early else shutil.copytree(tiny.path, tmp_path / "set")
+    names = {path.name for path in copy.iterdir()} - {"manifest.json"} - ({"train-000001.tar"} if early else set())
+    for name in names:
+        (copy / name).unlink()
+        exchange(copy / name)
+    program = "import sys, alexshard.shards as s; print(*s.verify_shard_set(sys.argv[1]), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", program, copy], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert {
+        line.partition(":")[0] for line in done.stdout.splitlines() if "it is no regular file" in line
+    } >= names - ({"_info.json", "classes.txt", "samples.tsv"} if early else set())
+
+
+def with_claim(tiny: Tiny, dest: Path, size: int, who: str) -> Path:
+    """A sealed copy in which the only image of the val shard has a size.
+
+    Args:
+        who: says so: its index; the manifest too, of the whole shard; or the shard itself has it, as a hole.
+    """
+    shutil.copytree(tiny.path, dest)
+    key = tiny.samples["val"][0].key
+    manifest = Manifest.load(dest)
+    label_at = 1024 + size + padding(size)
+    index = f"v1.2 1\nppm 512 {size} {key}.ppm cls {label_at} 1 {key}.cls\n".encode("ascii")
+    (dest / "val-000000.idx").write_bytes(index)
+    rows = (dest / "samples.tsv").read_bytes().splitlines(keepends=True)[:-1]
+    (dest / "samples.tsv").write_bytes(b"".join(rows))
+    shard = dest / "val-000000.tar"
+    with shard.open("wb") as file:
+        file.write(member_header(f"{key}.ppm", min(size, 8**11 - 1)))
+        file.seek(label_at - 512 if who == "shard" else 4096)
+        file.write(member_header(f"{key}.cls", 1) + b"0".ljust(512, b"\0") + END_OF_ARCHIVE)
+    with shard.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    val = manifest.splits["val"]
+    entry = replace(
+        val.shards[0],
+        samples=1,
+        bytes=label_at + 2048 if who == "manifest" else shard.stat().st_size,
+        sha256=digest,
+        index_sha256=hashlib.sha256(index).hexdigest(),
+    )
+    splits = {**manifest.splits, "val": replace(val, samples=1, found=2, shards=(entry,))}
+    files = {**manifest.files, "samples.tsv": file_entry((dest / "samples.tsv").read_bytes())}
+    sums = sums_text(splits, files).encode("utf-8")
+    (dest / "SHA256SUMS").write_bytes(sums)
+    sealed = replace(manifest, splits=splits, files=files, sums_sha256=hashlib.sha256(sums).hexdigest()).sealed()
+    (dest / "manifest.json").write_text(sealed.to_json(), encoding="utf-8")
+    return dest
+
+
+@pytest.mark.parametrize(
+    ("size", "who"),
+    [(7_000_000_000, "index"), (7_000_000_000, "manifest"), (9_000_000_000, "manifest"), (50_000_000, "shard")],
+)
+def test_verify_takes_no_memory_by_the_size_that_a_sealed_set_claims(
+    tiny: Tiny, tmp_path: Path, size: int, who: str
+) -> None:
+    liar = with_claim(tiny, tmp_path / "set", size, who)
+
+    tracemalloc.start()
+    told = verify_shard_set(liar)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert any(problem.file.startswith("val-000000") for problem in told)
+    assert peak < 20e6
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_too(tiny: Tiny, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny.path, tmp_path / "set")
+    (copy / "classes.txt").unlink()
+    (copy / "classes.txt").mkdir()
+
+    assert [str(problem) for problem in verify_shard_set(copy)] == [
+        "classes.txt: cannot be read: it is no regular file"
+    ]
+
+
+def test_of_a_file_that_is_far_too_long_no_more_is_read_than_was_promised(tiny: Tiny, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny.path, tmp_path / "set")
+    os.truncate(copy / "classes.txt", 10**12)
+    length = (tiny.path / "classes.txt").stat().st_size
+
+    tracemalloc.start()
+    told = [str(problem) for problem in verify_shard_set(copy)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert told == [f"classes.txt at byte {length}: goes on for {10**12 - length:,} bytes after its end"]
+    assert peak < 20e6

@@ -1,0 +1,36 @@
+"""Files of a shard set are regular ones: a pipe would be waited for, a device read without end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: Path, *, buffering: int = -1) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    return open(path, "rb", buffering=buffering, opener=_opener)
+
+
+def read_regular(path: Path, most: int = -1) -> bytes:
+    """The bytes of a file, or as many as are asked for.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        return file.read(most)
+
+
+def _opener(path: str, flags: int) -> int:
+    number = os.open(path, flags | os.O_NONBLOCK)  # without it a pipe is not even opened before it has a writer
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return number
+    os.close(number)
+    raise OSError(errno.EINVAL, "it is no regular file", path)
