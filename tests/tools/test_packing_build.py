@@ -35,6 +35,7 @@ from alexshard.tools.packing import output as output_module
 from alexshard.tools.packing import shard as shard_module
 from alexshard.tools.packing.output import WORK_NAME
 from alexshard.tools.packing.shard import pack_shard
+from alexshard.tools.packing.workers import Job, pack_shards
 from PIL import Image
 
 from tests.conftest import alexshard
@@ -636,6 +637,33 @@ def test_a_worker_that_is_killed_ends_the_build_in_words(tmp_path):
 
     assert "-j" in caught.value.remedy
     assert finished_files(out) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "what", "why", "remedy"),
+    [
+        pytest.param(
+            ImageFormat(32, "jpeg", 90, "1:2:3"), "a worker failed: ", "in encoded\n", "report", id="unforeseen"
+        ),
+        pytest.param(ImageFormat(10_000_000, "raw"), "memory ran out", "may be sound", "-j", id="no memory"),
+    ],
+)
+def test_whatever_ends_a_worker_is_told_with_its_shard_and_image(tmp_path, image, what, why, remedy):
+    settings = BuildSettings(
+        source=ilsvrc(tmp_path / "source"), out=tmp_path / "set", image=SMALL, max_bad=MaxBad.parse("0")
+    )
+    plan = plan_build(settings)
+    job = Job(plan.listing.containers, image, tmp_path)
+    shards = iter([plan.splits[Split.TRAIN].shard(0)])
+
+    with pytest.raises(AlexshardError, match=what) as caught:
+        pack_shards(shards, job, workers=1, on_progress=lambda *_: None, on_shard=lambda _: None)
+
+    assert (
+        "train-000000.tar, image n00000003_0.JPEG of ILSVRC2012_img_train.tar/n00000003.tar (1 of 12), process "
+    ) in caught.value.where
+    assert why in caught.value.why
+    assert remedy in caught.value.remedy
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

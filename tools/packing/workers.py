@@ -173,7 +173,8 @@ class _Worker:
             raise self.hung() from None
         except (EOFError, ConnectionResetError):
             raise self._died() from None
-        if isinstance(message, BaseException):
+        if isinstance(message, AlexshardError):
+            message.where = message.where or self._where()
             raise message
         assert isinstance(message, _Progress | _Finished)
         return message
@@ -260,8 +261,26 @@ def _work(pipe: Connection, job: Job, done: ctypes.c_longlong, coordinator: int)
         return  # the coordinator is gone
     except AlexshardError as error:
         pipe.send(error)
-    except BaseException:
-        pipe.send(RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
+    except MemoryError:
+        pipe.send(_no_memory())
+    except BaseException as error:
+        pipe.send(_unforeseen(error))
+
+
+def _no_memory() -> AlexshardError:
+    return AlexshardError(
+        "memory ran out while an image was packed",
+        why="the image may be sound, so it can be neither packed nor refused",
+        remedy="build with fewer workers (-j) or on a machine with more memory; the same command continues",
+    )
+
+
+def _unforeseen(error: BaseException) -> AlexshardError:
+    return AlexshardError(
+        f"a worker failed: {''.join(traceback.format_exception_only(error)).strip()}",
+        why="".join(("nobody foresaw this, so it is a fault of alexshard:\n", *traceback.format_exception(error))),
+        remedy="report it with these lines; without the image at which it happens a build goes through",
+    )
 
 
 def _end_with(coordinator: int) -> None:
