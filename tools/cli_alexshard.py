@@ -79,7 +79,7 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 )
 @click.option(
     "--samples-per-shard",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 16_000_000),  # beyond it the sums of its pixels would overflow, see SquareSums
     help="[default: what gives up to 128 MB; small sets are cut in four, or fewer of 250 samples]",
 )
 @click.option("--splits", help="Those to pack, as train,val.  [default: all that SOURCE has]")

@@ -764,6 +764,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
         (("source", "--max-bad", "lots"), 2, "error: --max-bad 'lots' is neither"),
         (("source", "--format", "raw", "--quality", "80"), 2, "error: --quality is of JPEG"),
         (("source", "--quality", "0"), 2, "Invalid value for '--quality'"),
+        (("source", "--samples-per-shard", "16000001"), 2, "is not in the range 1<=x<=16000000"),
         (("source", "--statistics-from", "source"), 2, "error: "),
         (("empty",), 2, "error: empty holds nothing that is known here"),
     ],
