@@ -6,7 +6,6 @@ epoch_order ─► spans ─► draws ─┐
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
-from ..shards import ShardSet, WrongCall
+from ..shards import ShardSet, WrongCall, usable_cores
 from .ahead import ReadAhead
 from .augment import AUGMENTATIONS, Places, centre, crop_side, ten_views
 from .batch import Batch, assemble
@@ -112,7 +111,7 @@ class Loader:
         self.device = usable_device(device)
         on_card = self.device.type == "cuda"
         decoder = decoder or ("card" if on_card else "cores")
-        threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        threads = usable_cores() if threads is None else threads
         check_call(
             device=self.device,
             batch_size=batch_size,

@@ -3,6 +3,7 @@
 The format byte by byte is in README.md beside this file.
 """
 
+from .cores import usable_cores
 from .damage import Problem
 from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall
 from .index import ImageIndex, IndexEntry, index_text, read_index
@@ -102,5 +103,6 @@ __all__ = [
     "stored_size",
     "sync_folder",
     "unique_part_suffix",
+    "usable_cores",
     "verify_shard_set",
 ]

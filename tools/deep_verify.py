@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..shards import NO_LABEL, Problem, ShardBytes, ShardSet, SplitIndex
+from ..shards import NO_LABEL, Problem, ShardBytes, ShardSet, SplitIndex, usable_cores
 
 
 def deep_verify(shard_set: ShardSet, *, on_samples: Callable[[int], None] = lambda _number: None) -> list[Problem]:
@@ -31,7 +30,7 @@ def deep_verify(shard_set: ShardSet, *, on_samples: Callable[[int], None] = lamb
     ]
     stop = threading.Event()
     # Decoding leaves Python's lock, so threads serve; each has a shard of its own.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         futures = [
             pool.submit(_check_shard, index, place, shard_set.manifest.image.side, on_samples, stop)
             for index, place in units

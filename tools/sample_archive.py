@@ -21,7 +21,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import shutil
 import tarfile
 from collections import Counter
@@ -35,7 +34,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from ..shards import WrongCall
+from ..shards import WrongCall, usable_cores
 from .packing.disk import writing
 from .sample_devkit import DevkitClass, devkit_archive, ground_truth
 from .sample_images import Kind, kinds, picture
@@ -250,11 +249,17 @@ def draw_sample(
         on_images: called with the number of images drawn since the last call.
 
     Raises:
-        WrongCall: `dest` is a file or is not empty.
+        WrongCall: `dest` is a file or is not empty, or a class would have no training image.
         AlexshardError: `dest` cannot be written to.
     """
+    if counts["train"] < num_classes:
+        raise WrongCall(
+            f"{counts['train']} training images are too few for {num_classes} classes",
+            why="a class without images cannot be packed",
+            remedy=f"--train {num_classes} or more, or fewer --classes",
+        )
     plan = plan_sample(counts, num_classes, seed)
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     with writing(str(dest), dest), _emerging(dest) as folder, ThreadPoolExecutor(threads) as pool:
 
         def draw(members: list[Member], make: Callable[[Plan, Member], bytes]) -> Iterator[tuple[Member, bytes]]:

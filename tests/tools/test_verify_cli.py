@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from alexshard.shards import ShardSet
+from alexshard.shards import ShardSet, verify_shard_set
 from alexshard.tools.deep_verify import deep_verify
+from alexshard.tools.packing import default_workers
 
 from tests.conftest import alexshard
 
@@ -45,6 +47,14 @@ def test_a_sound_set_is_called_sound_and_the_exit_code_is_0(sample_set, depth):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{sample_set}: sound; 240 samples")
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_where_the_system_does_not_tell_which_cores_are_ours_all_are_used(sample_set, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+
+    assert verify_shard_set(sample_set) == []
+    assert deep_verify(ShardSet.open(sample_set)) == []
+    assert default_workers() == os.cpu_count()
 
 
 def test_a_raw_set_is_read_deeply_too(raw_sample_set):

@@ -25,7 +25,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Protocol
 
-from ...shards import AlexshardError, ImageFormat, ShardName
+from ...shards import AlexshardError, ImageFormat, ShardName, usable_cores
 from .plan import ShardPlan
 from .shard import pack_shard, source_order
 from .signals import signals_delayed, signals_ignored
@@ -74,7 +74,7 @@ class _Finished:
 
 def default_workers() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def pack_shards(
