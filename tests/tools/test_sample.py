@@ -305,7 +305,13 @@ def test_the_command_ends_with_the_next_one_to_type(tmp_path):
     assert out.endswith(f"next:\n  alexshard build {tmp_path / 'dest'}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--classes", "1"], ["--train", "0"], ["--seed", "-1"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--classes", "1"], ["--train", "0"], ["--seed", "-1"], ["--nonsense"]),
+        ["--train", "9"],  # of ten classes: one without images cannot be packed
+    ],
+)
 def test_arguments_out_of_range_are_wrong_calls(tmp_path, arguments):
     done = subprocess.run(
         alexshard("sample", tmp_path / "dest", *arguments), capture_output=True, text=True, check=False
