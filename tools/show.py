@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shlex
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..shards import (
     NO_LABEL,
+    AlexshardError,
     ClassEntry,
     CorruptShardSet,
     ShardBytes,
@@ -47,13 +50,13 @@ def show(shard_set: ShardSet, wish: Wish, out: Path, *, on_images: Callable[[int
 
     Raises:
         WrongCall: the split, the label or the output cannot be.
+        AlexshardError: nothing can be written there.
         CorruptShardSet: an image cannot be decoded.
     """
     check_out("--out", out, ".png", why="the sheet is a PNG, whose colours are exact")
     split = wish.split or next(iter(shard_set.manifest.splits))
     index = shard_set.index(split)
-    classes = shard_set.manifest.classes
-    chosen = _chosen(index, classes, wish)
+    chosen = _chosen(shard_set, index, wish)
     with ShardBytes(index) as stored:
         tiles = []
         for position in chosen:
@@ -67,6 +70,10 @@ def show(shard_set: ShardSet, wish: Wish, out: Path, *, on_images: Callable[[int
         header.append(
             f"left: as stored; then what the loader gives in epochs 0 to {EPOCHS_SHOWN - 1} (augment paper), "
             "the subtracted mean added again to be seen"
+        )
+        header.append(
+            "y, x: how many pixels below and right of the stored image's corner the crop begins; "
+            "colour: what was added to its red, green and blue (0 to 255)"
         )
         for group, variants in zip(tiles, _variants(shard_set, index, chosen, wish.seed, on_images), strict=True):
             group.extend(variants)
@@ -87,25 +94,45 @@ def check_out(option: str, out: Path, suffix: str, *, why: str) -> None:
 
     Raises:
         WrongCall: the name ends otherwise, is a folder's, or lies in a folder that is not there.
+        AlexshardError: nothing can be written there.
     """
     if out.is_dir():
-        raise WrongCall(f"{option} {out} is a folder", remedy=f"{option} {out / f'name{suffix}'}")
+        raise WrongCall(f"{option} {out} is a folder", remedy=f"{option} {_pasted(out / f'name{suffix}')}")
     if out.suffix.lower() != suffix:
         raise WrongCall(
-            f"{option} {out} does not end in {suffix}", why=why, remedy=f"{option} {out.with_suffix(suffix)}"
+            f"{option} {out} does not end in {suffix}",
+            why=why,
+            remedy=f"{option} {_pasted(out.with_suffix(suffix))}",
         )
     if not out.parent.is_dir():
-        raise WrongCall(f"{option} {out}: there is no folder {out.parent}", remedy=f"mkdir -p {out.parent}")
+        raise WrongCall(
+            f"{option} {out}: there is no folder {out.parent}", remedy=f"mkdir -p {_pasted(out.parent)}"
+        )
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()  # asked now, not after all the work
+    except OSError as error:
+        raise AlexshardError(
+            f"{option} {out} cannot be written: {error.strerror}",
+            where=str(out.parent.absolute()),
+            remedy=f"{option} with a file in a folder that you may write to",
+        ) from None
 
 
-def find_label(classes: Sequence[ClassEntry], text: str) -> int:
+def _pasted(path: Path) -> str:
+    """A path as it stands in a command that can be pasted."""
+    return shlex.quote(str(path))
+
+
+def find_label(shard_set: Path, classes: Sequence[ClassEntry], text: str) -> int:
     """The label that a person means: a synset or folder name, a number, or a name among the words.
 
-    A name comes before a number, since folders may be called 0, 1, 10.
+    A name comes before a number, since folders may be called 0, 1, 10. Errors name the command that lists the
+    classes of `shard_set`.
 
     Raises:
         WrongCall: none is called so, or several are; near names are offered.
     """
+    listing = f"alexshard info {_pasted(shard_set)} --classes"
     by_synset = {entry.synset: label for label, entry in enumerate(classes)}
     if text in by_synset:
         return by_synset[text]
@@ -113,7 +140,7 @@ def find_label(classes: Sequence[ClassEntry], text: str) -> int:
         if len(text) < 10 and int(text) < len(classes):
             return int(text)
         raise WrongCall(
-            f"there is no label {text}: the set has 0 to {len(classes) - 1}", remedy="alexshard info DIR"
+            f"there is no label {text}: the set has 0 to {len(classes) - 1}", remedy=f"{listing} lists all of them"
         )
     by_name: dict[str, list[int]] = {}
     for label, entry in enumerate(classes):
@@ -130,7 +157,7 @@ def find_label(classes: Sequence[ClassEntry], text: str) -> int:
     offered = [f"{classes[by_name[name][0]].synset} ({first_word(classes[by_name[name][0]])})" for name in near]
     raise WrongCall(
         f"no class is called {text!r}" + (f"; near: {', '.join(offered)}" if offered else ""),
-        remedy="alexshard info DIR --classes lists all of them",
+        remedy=f"{listing} lists all of them",
     )
 
 
@@ -160,17 +187,18 @@ def decoded(shard_set: ShardSet, index: SplitIndex, stored: ShardBytes, position
             f"sample {index.keys[position]} cannot be decoded: {error}",
             where=f"{shard} at byte {int(index.offset[position])}",
             why="training would stop here",
-            remedy=f"alexshard verify {shard_set.path}",
+            remedy=f"alexshard verify {_pasted(shard_set.path)}",
         ) from None
 
 
-def _chosen(index: SplitIndex, classes: Sequence[ClassEntry], wish: Wish) -> NDArray[np.int64]:
-    """Positions on disk, drawn by the seed, in the order of labels."""
+def _chosen(shard_set: ShardSet, index: SplitIndex, wish: Wish) -> NDArray[np.int64]:
+    """Positions on disk, drawn by the seed from each class in turn, in the order of labels."""
     positions = np.arange(len(index))
     if wish.label is not None:
         if (index.label == NO_LABEL).all():
             raise WrongCall(f"the samples of {index.split} have no labels", remedy="leave out --label")
-        label = find_label(classes, wish.label)
+        classes = shard_set.manifest.classes
+        label = find_label(shard_set.path, classes, wish.label)
         positions = np.flatnonzero(index.label == label)
         if not len(positions):
             entry = classes[label]
@@ -183,8 +211,22 @@ def _chosen(index: SplitIndex, classes: Sequence[ClassEntry], wish: Wish) -> NDA
         raise WrongCall(
             f"-n {number} is more than one sheet holds with --augmented", remedy=f"-n {AUGMENTED_AT_MOST} or fewer"
         )
-    chosen = np.random.default_rng(wish.seed).permutation(positions)[:number]
+    drawn = np.random.default_rng(wish.seed).permutation(positions)
+    chosen = drawn[np.argsort(_rounds(index.label[drawn]), kind="stable")][:number]
     return chosen[np.lexsort((chosen, index.label[chosen]))]
+
+
+def _rounds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each label has come before.
+
+    >>> _rounds(np.array([7, 3, 7, 7, 3])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    by_label = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[by_label], return_index=True, return_counts=True)
+    rounds = np.empty(len(labels), np.int64)
+    rounds[by_label] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return rounds
 
 
 def _original(shard_set: ShardSet, index: SplitIndex, stored: ShardBytes, position: int) -> Tile:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,15 @@ def test_a_smaller_number_is_part_of_a_larger_one_and_all_are_shown_where_there_
     assert sorted(every.keys) == sorted(name[:-4] for name in members(sample_set, "val") if name.endswith(".jpg"))
 
 
+def test_every_class_is_shown_as_often_as_any_other(sheet, sample_set, tmp_path):
+    default = Sheet(sample_set, tmp_path / "default.png")
+    labels = Counter(name.split("label ")[1].split()[0] for name in default.names)
+
+    assert sorted(labels) == [str(label) for label in range(10)]
+    assert sorted(labels.values()) == [6] * 6 + [7] * 4
+    assert set(Counter(sheet.names).values()) == {3}
+
+
 def test_a_label_chooses_its_class_alone(sample_set, tmp_path):
     only = Sheet(sample_set, tmp_path / "only.png", "--label", "3")
     stored = members(sample_set, "train")
@@ -107,7 +117,7 @@ def test_a_label_chooses_its_class_alone(sample_set, tmp_path):
 
 
 def test_beside_each_picture_stands_what_the_reference_gives_for_the_epochs_of_the_run(raw_sample_set, tmp_path):
-    drawn = Sheet(raw_sample_set, tmp_path / "augmented.png", "-n", 3, "--seed", 7, "--augmented", header_lines=3)
+    drawn = Sheet(raw_sample_set, tmp_path / "augmented.png", "-n", 3, "--seed", 7, "--augmented", header_lines=4)
     shard_set = ShardSet.open(raw_sample_set)
     index, statistics = shard_set.index("train"), shard_set.manifest.statistics
     mean = np.broadcast_to(np.array(statistics.channel_mean), (256, 256, 3))
@@ -136,6 +146,8 @@ def test_beside_each_picture_stands_what_the_reference_gives_for_the_epochs_of_t
                 tile = drawn.tile(number, 1 + epoch, of=1 + EPOCHS_SHOWN, side=small)
                 differences.append(np.abs(tile - np.asarray(wanted, np.float64)).max())
 
+    assert drawn.header[3].startswith("y, x: how many pixels ")
+    assert "colour: what was added to its red, green and blue" in drawn.header[3]
     assert len(differences) == 15
     assert max(differences) <= 1  # a value on the edge between two levels may round either way
     assert 0 < mirrored < 15
@@ -158,12 +170,14 @@ def test_the_loader_that_is_asked_sample_by_sample_gives_what_a_run_in_batches_g
         (["--split", "dev"], ["no split 'dev'", "train, val, test"]),
         (["--label", "10"], ["no label 10", "0 to 9"]),
         (["--label", "stripped disk"], ["no class is called 'stripped disk'", "n90010423 (striped disc)"]),
-        (["--label", "qqqq"], ["no class is called 'qqqq'", "alexshard info DIR --classes"]),
+        (["--label", "qqqq"], ["no class is called 'qqqq'", "what to do: alexshard info {set} --classes lists"]),
         (["--label", "9" * 5000], ["the set has 0 to 9"]),
         (["-n", "0"], ["0 is not in the range"]),
         (["-n", "501", "--augmented"], ["-n 501 is more", "-n 500 or fewer"]),
         (["--out", "."], [" is a folder", "name.png"]),
         (["--out", "absent/sheet.png"], ["there is no folder absent", "mkdir -p absent"]),
+        (["--out", "my sets/a.png"], ["there is no folder my sets", "mkdir -p 'my sets'"]),
+        (["--out", "my sheet"], ["does not end in .png", "--out 'my sheet.png'"]),
         (["--out", "sheet.jpg"], ["does not end in .png", "--out sheet.png"]),
     ],
 )
@@ -174,9 +188,20 @@ def test_a_wrong_call_is_told_with_its_remedy_and_writes_nothing(sample_set, tmp
 
     assert done.returncode == 2
     assert done.stdout == ""
-    assert all(words in done.stderr for words in told), done.stderr
+    assert all(words.format(set=sample_set) in done.stderr for words in told), done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["show", "--out", "/proc/sheet.png"], ["info", "--html", "/proc/page.html"]])
+def test_a_folder_that_takes_no_file_is_told_with_a_remedy(sample_set, command):
+    name, option, out = command
+    done = subprocess.run(alexshard(name, sample_set, option, out), capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: {option} {out} cannot be written: " in done.stderr
+    assert "where: /proc\n" in done.stderr
+    assert f"what to do: {option} with a file in a folder that you may write to" in done.stderr
 
 
 def test_a_picture_that_cannot_be_decoded_is_named_and_nothing_is_written(sample_set, tmp_path):
@@ -209,12 +234,17 @@ CLASSES = [
     [("n01440764", 2), ("tinca TINCA", 2), ("tench, Tinca tinca", 2), ("0", 0), ("1", 3), ("犬", 4)],
 )
 def test_a_class_is_found_by_synset_word_number_or_folder(text, label):
-    assert find_label(CLASSES, text) == label
+    assert find_label(Path("set"), CLASSES, text) == label
 
 
 def test_a_word_of_several_classes_is_refused_with_all_of_them():
     with pytest.raises(WrongCall, match=r"0 \(n02012849: crane\), 1 \(n03126707: crane\)"):
-        find_label(CLASSES, "crane")
+        find_label(Path("set"), CLASSES, "crane")
+
+
+def test_the_remedy_of_an_unknown_label_can_be_pasted():
+    with pytest.raises(WrongCall, match=r"alexshard info 'my sets/a' --classes lists all"):
+        find_label(Path("my sets/a"), CLASSES, "qqqq")
 
 
 def test_long_names_are_shortened_to_the_width_that_there_is():
