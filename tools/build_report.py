@@ -5,16 +5,35 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from ..shards import AlexshardError, Split, byte_size, printable
-from .packing import BuildPlan, BuildReport, Forecast, HalfBuilt, Refusal, Usage, half_built_state, is_complete
+from .packing import (
+    BuildPlan,
+    BuildReport,
+    Forecast,
+    HalfBuilt,
+    Refusal,
+    Usage,
+    half_built_state,
+    is_complete,
+    source_at,
+)
 from .packing.patience import is_address, masked
-from .terminal import duration, facts, table
+from .terminal import Progress, duration, facts, table
 
 SHOWN = 5  # remarks and reasons; the rest is counted
+
+
+def source_named(text: str) -> Path:
+    """The source that a person names; the folders of a store are counted while it is asked for them."""
+    if not is_address(text):
+        return source_at(text)
+    with Progress("look", None, "folders") as progress:
+        return source_at(text, progress.advance)
 
 
 def plan_text(plan: BuildPlan, workers: int, free_bytes: int, cost: Forecast | None = None) -> str:

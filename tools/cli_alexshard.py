@@ -74,9 +74,7 @@ def sample(dest: Path, train: int, val: int, test: int, classes: int, seed: int)
 @click.option("--format", "encoding", type=click.Choice(["jpeg", "raw"]), default="jpeg", show_default=True)
 @click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG.  [default: 90]")
 @click.option("--size", type=click.IntRange(8, 2048), default=256, show_default=True, help="Side in pixels.")
-@click.option(
-    "--exact", is_flag=True, help="Decode all pixels of large JPEGs too: slower, hardly visible."
-)
+@click.option("--exact", is_flag=True, help="Decode all pixels of large JPEGs too: slower, hardly visible.")
 @click.option(
     "--samples-per-shard",
     type=click.IntRange(1, 16_000_000),  # beyond it the sums of its pixels would overflow, see SquareSums
@@ -151,7 +149,7 @@ def build(
     by_name = Path("shards") / Path(os.path.abspath(source)).name  # noqa: PTH100 (a link keeps its name)
     folder, store = packing.destination(out or str(by_name), work)
     settings = packing.BuildSettings(
-        source=packing.source_at(source),
+        source=build_report.source_named(source),
         out=folder,
         store=store,
         image=image,

@@ -88,10 +88,11 @@ def _surface(path: Path, manifest: Manifest) -> list[Problem]:
 
 
 def _repaired(path: Path, source: str, problems: list[Problem]) -> list[str]:
-    from . import packing
+    from . import build_report, packing
 
+    place = build_report.source_named(source)
     with Progress("look", None, "images") as progress:
-        plan = packing.plan_repair(path, packing.source_at(source), problems, on_found=progress.advance)
+        plan = packing.plan_repair(path, place, problems, on_found=progress.advance)
     with Progress("repair", plan.images, "images") as progress:
         return packing.repair(plan, workers=packing.default_workers(), on_progress=progress.advance)
 

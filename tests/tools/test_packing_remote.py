@@ -8,14 +8,14 @@ import pickle
 import subprocess
 import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from alexshard.shards import AlexshardError, Split, WrongCall
 from alexshard.tools.packing import BadSource, source_at
 from alexshard.tools.packing.reading import SourceReader
-from alexshard.tools.packing.sources import Listing, cached_listing, list_source, save_listing
+from alexshard.tools.packing.sources import Listing, cached_listing, list_source, remote, save_listing
 from alexshard.tools.packing.sources.remote import remote_source
 
 from tests.conftest import alexshard
@@ -118,6 +118,7 @@ def test_a_build_from_a_store_gives_the_bytes_of_one_from_the_disk_and_survives_
     )
 
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert "look 1 folders" in done.stderr
     assert store.proxy.spent()
     shards = [name for name in files_of(tmp_path / "here") if name.endswith((".tar", ".idx", ".tsv"))]
     assert len(shards) >= 5
@@ -215,6 +216,58 @@ def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         yield folder, f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def endless() -> Iterator[tuple[list[str], str, list[str]]]:
+    """The links that every folder of a web server shows, its address, and what it was asked for."""
+    links, asked = ["a/"], []
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if len(asked) > 1000:  # an end after all, for a client that knows none
+                self.send_error(404)
+                return
+            page = "".join(f'<a href="{link}">{link}</a>' for link in links).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield links, f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_of_folders_without_end_is_told_before_it_is_asked_for_them(endless, monkeypatch):
+    links, address, asked = endless
+    links[:] = [f"{name}/" for name in "abcde"]
+    monkeypatch.setattr(remote, "_MOST_FOLDERS", 100)
+    seen = []
+
+    with pytest.raises(BadSource, match=r"holds more than 100 folders, and there is no end to them"):
+        source_at(address, seen.append)
+
+    assert (len(asked), sum(seen)) == (31, 31)  # one, five of it, 25 of them; 125 are too many
+
+
+def test_a_web_server_of_folders_deeper_and_deeper_is_told(endless, monkeypatch):
+    links, address, asked = endless
+    links[:] = ["train/", "other/"]
+    monkeypatch.setattr(remote, "_DEEPEST", 2)
+
+    with pytest.raises(BadSource, match="holds folders 32 deep in each other and more"):
+        list_source(source_at(address))
+
+    assert len(asked) < 200
 
 
 def test_folders_of_images_are_read_from_any_web_server(web):

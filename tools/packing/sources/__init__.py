@@ -31,8 +31,11 @@ __all__ = [
 ]
 
 
-def source_at(text: str) -> Path:
+def source_at(text: str, on_folders: Callable[[int], object] = int) -> Path:
     """The source that a person names: a folder, or the address of one (s3://…, https://…).
+
+    Args:
+        on_folders: called now and then with the number of folders of a store that were looked at since.
 
     Raises:
         WrongCall: it holds credentials, there is no such store, a library or the permission is missing.
@@ -49,12 +52,12 @@ def source_at(text: str) -> Path:
     # Imported late: most sources lie on a disk, and the stores' libraries take a while.
     from .remote import remote_source
 
-    return cast(Path, remote_source(text))  # answers all that is asked of a source's path
+    return cast(Path, remote_source(text, on_folders))  # answers all that is asked of a source's path
 
 
 LOOKED_FOR = (
-    "ILSVRC2010_images_{train,val,test}.tar, ILSVRC2012_img_{train,val}.tar, the same extracted "
-    "(train/, val/, test/, n01440764/, n01440764.tar, ILSVRC2012_val_00000001.JPEG), "
+    "ILSVRC2010_images_{train,val,test}.tar, ILSVRC2012_img_{train,val,test}.tar, the same "
+    "extracted (train/, val/, test/, n01440764/, n01440764.tar, ILSVRC2012_val_00000001.JPEG), "
     "or a folder of images per class, with or without train/ val/ test/ above"
 )
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,7 +27,9 @@ from .archive import Archive
 from .listing import BadSource
 
 AT_ONCE = 32  # requests on their way
-_DEEPEST = 10  # folders below the source
+_DEEPEST = 10  # levels of folders that are asked for at once; others are where they are needed
+_TOO_DEEP = 32
+_MOST_FOLDERS = 100_000  # a web server may show the same folders below each other without end
 _WEB = {"http", "https"}
 _CHANGED = {"FileExpired"}  # s3fs: the ETag is another one
 _REMEDY = "let the source rest, and build again"
@@ -75,12 +77,24 @@ class RemoteStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         return _store, (type(self), self._address, self._options)
 
-    def walk(self) -> None:
-        """Ask for all folders, many at a time, so that nobody waits for one after the other."""
+    def walk(self, on_folders: Callable[[int], object] = int) -> None:
+        """Ask for all folders, many at a time, so that nobody waits for one after the other.
+
+        Args:
+            on_folders: called with the number of folders that were asked for since the last call.
+
+        Raises:
+            BadSource: there is no end to them.
+        """
         with ThreadPoolExecutor(AT_ONCE, "folders") as pool:
             level = [""]
             for _ in range(_DEEPEST):
-                found = list(pool.map(self.entries, level))
+                if len(self._folders) + len(level) > _MOST_FOLDERS:
+                    raise self._endless(f"more than {_MOST_FOLDERS:,} folders")  # and none of these is asked for
+                found = []
+                for entries in pool.map(self.entries, level):
+                    found.append(entries)
+                    on_folders(1)
                 level = [
                     f"{folder}/{name}".lstrip("/")
                     for folder, entries in zip(level, found, strict=True)
@@ -91,6 +105,10 @@ class RemoteStore(Store):
     def entries(self, folder: str) -> dict[str, Entry]:
         """What lies in a folder, by name; nothing where there is none."""
         if folder not in self._folders:
+            if folder.count("/") >= _TOO_DEEP:
+                raise self._endless(f"folders {_TOO_DEEP} deep in each other and more")
+            if len(self._folders) >= _MOST_FOLDERS:
+                raise self._endless(f"more than {_MOST_FOLDERS:,} folders")
             self._folders[folder] = self._ask_for(folder)
         return self._folders[folder]
 
@@ -201,6 +219,13 @@ class RemoteStore(Store):
     def gone(self, name: str) -> OSError:
         return OSError(errno.ENOENT, os.strerror(errno.ENOENT), self.where(name))
 
+    def _endless(self, what: str) -> BadSource:
+        return BadSource(
+            f"{self.shown} holds {what}, and there is no end to them",
+            why="a server that shows the same folders below each other would be asked for ever",
+            remedy="give the address of a folder that holds the archives, or a folder per class",
+        )
+
     def where(self, name: str) -> str:
         return f"{self.shown}/{name}"
 
@@ -288,11 +313,11 @@ class RemotePath:
         return self.store.read_range(self.inner, 0, self.stat().st_size)
 
 
-def remote_source(address: str, **options: Any) -> RemotePath:
+def remote_source(address: str, on_folders: Callable[[int], object] = int, **options: Any) -> RemotePath:
     """The source at an address, as s3://BUCKET/PREFIX or https://HOST/FOLDER."""
     assert is_address(address)
     store = RemoteStore(address, **options)
-    store.walk()
+    store.walk(on_folders)
     return RemotePath(store)
 
 
