@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..shards import SAMPLES_NAME, ImageFormat, ShardSet, Statistics, braces, byte_size, count_labels
+from ..shards import SAMPLES_NAME, ImageFormat, ShardSet, Statistics, braces, byte_size, count_labels, printable
 from .swatches import blocks, mean_colour, ramp
-from .terminal import facts, table
+from .terminal import Coloured, facts, table
 
 CLASSES_SHOWN = 5  # at either end of the table of classes, unless all are asked for
 
@@ -106,13 +106,17 @@ def text(shard_set: ShardSet, *, all_classes: bool = False, colours: bool = Fals
         f"statistics of {statistics_words(statistics)}, RGB on 0..255\n"
         + facts(
             {
-                "  channel mean": _numbers(statistics.channel_mean)
-                + (f"  {blocks([mean_colour(statistics)] * 2)}" if colours else ""),
+                "  channel mean": Coloured(
+                    _numbers(statistics.channel_mean)
+                    + (f"  {blocks([mean_colour(statistics)] * 2)}" if colours else "")
+                ),
                 "  standard deviation": _numbers(np.sqrt(np.diagonal(statistics.covariance))),
                 **{
-                    f"  eigenvalue {i + 1}": f"{value:10.3f}  of eigenvector "
-                    + _numbers((row[i] for row in statistics.eigenvectors), digits=4)
-                    + (f"  {blocks(ramp(statistics, i))}" if colours else "")
+                    f"  eigenvalue {i + 1}": Coloured(
+                        f"{value:10.3f}  of eigenvector "
+                        + _numbers((row[i] for row in statistics.eigenvectors), digits=4)
+                        + (f"  {blocks(ramp(statistics, i))}" if colours else "")
+                    )
                     for i, value in enumerate(statistics.eigenvalues)
                 },
             }
@@ -132,7 +136,7 @@ def statistics_words(statistics: Statistics) -> str:
     """Of what they are, in words."""
     if statistics.source == "train":
         return f"{statistics.pixels:,} training pixels"
-    return f"{statistics.pixels:,} pixels of shard set {statistics.source}"
+    return f"{statistics.pixels:,} pixels of shard set {printable(statistics.source)}"
 
 
 def _class_table(about: dict[str, Any], all_classes: bool) -> str:

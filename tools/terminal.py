@@ -216,6 +216,12 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+class Coloured(str):
+    """Text whose escapes are our own; in a table or among facts every other cannot act on the terminal."""
+
+    __slots__ = ()
+
+
 def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = None) -> str:
     """Rows as aligned plain text: numbers to the right, the rest to the left.
 
@@ -226,7 +232,7 @@ def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = No
     """
     lines = [[_cell(value) for value in row] for row in rows]
     if header is not None:
-        lines.insert(0, list(header))
+        lines.insert(0, [_cell(name) for name in header])
     columns = range(max((len(line) for line in lines), default=0))
     widths = [max((len(line[i]) for line in lines if i < len(line)), default=0) for i in columns]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows if i < len(row)) for i in columns]
@@ -240,11 +246,14 @@ def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = No
 
 def facts(items: Mapping[str, object]) -> str:
     """Names and values, one pair a line, values aligned."""
-    width = max((len(name) for name in items), default=0)
-    return "\n".join(f"{name.ljust(width)}  {_cell(value)}".rstrip() for name, value in items.items())
+    lines = [(_cell(name), _cell(value)) for name, value in items.items()]
+    width = max((len(name) for name, _ in lines), default=0)
+    return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in lines)
 
 
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, Coloured):
+        return value
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))

@@ -6,12 +6,15 @@ import csv
 import json
 import os
 import pty
+import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from alexshard.shards import CorruptShardSet, ShardSet, count_labels
+from alexshard.shards import CorruptShardSet, Manifest, ShardSet, count_labels
 from alexshard.tools.info import text
 from alexshard.tools.swatches import mean_colour, ramp
 
@@ -121,6 +124,39 @@ def test_other_terminals_show_numbers_alone(sample_set, environment):
 
     assert "\x1b" not in out
     assert "channel mean" in out
+
+
+def with_escapes(sample_set: Path, dest: Path) -> Path:
+    """A copy whose words and facts would act on a terminal; a table of synsets can hold such."""
+    shutil.copytree(sample_set, dest)
+    manifest = Manifest.load(dest)
+    first = replace(manifest.classes[0], words="cat\x1b]0;owned\x07", synset="n0\x1b[2J")
+    build = {**manifest.build, "packed\x1b[8m": "by\r\x9b2J"}
+    statistics = replace(manifest.statistics, source="s\x1b[1A")
+    spoilt = replace(manifest, classes=(first, *manifest.classes[1:]), build=build, statistics=statistics).sealed()
+    (dest / "manifest.json").write_text(spoilt.to_json(), encoding="utf-8")
+    return dest
+
+
+def test_words_cannot_act_on_the_terminal(sample_set, tmp_path):
+    out = run(*alexshard("info", with_escapes(sample_set, tmp_path / "set\x1b[31m")))
+
+    assert not set("\x1b\x07\x9b\r") & set(out)
+    for shown in (
+        r"cat\x1b]0;owned\x07",
+        r"n0\x1b[2J",
+        r"  packed\x1b[8m",
+        r"by\r\x9b2J",
+        r"shard set s\x1b[1A",
+        r"set\x1b[31m",
+    ):
+        assert shown in out
+
+
+def test_in_a_terminal_of_many_colours_only_our_own_escapes_are_left(sample_set, tmp_path):
+    out = in_terminal(*alexshard("info", with_escapes(sample_set, tmp_path / "set")), **COLOURFUL)
+
+    assert out.count("\x1b") == out.count("\x1b[48;2;") + out.count("\x1b[0m\n") == 2 + 3 * 15 + 4
 
 
 def test_nothing_of_colour_goes_into_a_pipe(sample_set):
