@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -245,9 +246,12 @@ def _entry(kind: type[T], fields: dict[str, Any]) -> T:
 
 
 def _bad(path: Path, what: str) -> BadManifest:
+    # In a store nothing can be repaired.
+    verify = f"alexshard verify {shlex.quote(str(path.parent))} --repair SOURCE" if path.is_file() else ""
+    mend = f"{verify} turns a single flipped bit back; else " if verify else ""
     return BadManifest(
         f"the manifest {what}",
         where=str(path),
         why="shapes, labels, mean and digests are taken from it",
-        remedy="restore it from where the set came from, or build the set again",
+        remedy=f"{mend}restore it from where the set came from, or build the set again",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 
 from .errors import CorruptShardSet, NoShardSet, NoSuchSplit
 from .index import read_index
-from .manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, SAMPLES_NAME, Manifest
+from .manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, SAMPLES_NAME, SUMS_NAME, Manifest
 from .naming import ShardName, Split
 from .regular import open_regular
 from .rows import read_rows
+
+UNFINISHED = ".build/plan.json"  # what a build keeps in its folder until it has written the manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,8 @@ class ShardSet:
             what,
             where=str(self.path),
             why="images or labels would be wrong or missing",
-            remedy=f"alexshard verify {self.path}; then build the set again, or fetch the damaged file again",
+            remedy=f"alexshard verify {shlex.quote(str(self.path))} --repair SOURCE makes what is wrong "
+            "again; or fetch the damaged file again",
         )
 
 
@@ -180,6 +184,8 @@ def find_shard_set(path: Path) -> Path:
     if len(inside) == 1:
         return inside[0]
     if not inside:
+        for folder in (path, *sorted(path.glob("*"))):
+            _check_incomplete(folder)
         raise NoShardSet(
             f"{path} holds no shard set: neither it nor a folder in it has a {MANIFEST_NAME}",
             why="a build that was stopped leaves no manifest, so that nothing incomplete is read",
@@ -187,6 +193,31 @@ def find_shard_set(path: Path) -> Path:
         )
     listing = "".join(f"\n    {folder}" for folder in inside)
     raise NoShardSet(f"{path} holds {len(inside)} shard sets; say which:{listing}")
+
+
+def _check_incomplete(folder: Path) -> None:
+    """Whether a folder holds something of a shard set.
+
+    Raises:
+        NoShardSet: it holds an unfinished build, or all of a set but its manifest.
+    """
+
+    def holds(name: str) -> bool:
+        return any(folder.glob(name))  # nothing where one may not look
+
+    if holds(UNFINISHED):
+        raise NoShardSet(
+            f"{folder} holds an unfinished build, and no shard set yet",
+            why="nothing incomplete is read",
+            remedy="the command that began it continues it: alexshard build SOURCE --out "
+            f"{shlex.quote(str(folder))}, with the options it had",
+        )
+    if holds(SUMS_NAME) and holds(SAMPLES_NAME):
+        raise NoShardSet(
+            f"{folder} holds the files of a shard set without its {MANIFEST_NAME}",
+            why="shapes, labels, mean and digests are taken from it",
+            remedy="restore it from where the set came from, or build the set again, into another folder",
+        )
 
 
 class ShardBytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from alexshard.shards import (
+    AlexshardError,
     BadManifest,
     CorruptShardSet,
     Manifest,
@@ -93,6 +94,32 @@ def test_where_there_is_no_set_the_error_says_how_to_make_one(tmp_path: Path, na
         ShardSet.open(tmp_path / name)
 
     assert caught.value.exit_code == 2
+
+
+def test_a_set_without_its_manifest_is_called_so(tiny: Tiny, tmp_path: Path) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(tiny.path, copy)
+    (copy / "manifest.json").unlink()
+
+    for path in (copy, tmp_path):
+        with pytest.raises(NoShardSet, match="the files of a shard set without its manifest") as caught:
+            ShardSet.open(path)
+        assert str(copy) in caught.value.what
+
+
+@pytest.mark.parametrize("harm", ["a flipped bit", "a shard cut short"])
+def test_what_is_damaged_is_mended_by_a_command_that_can_be_typed(tiny: Tiny, tmp_path: Path, harm: str) -> None:
+    copy = tmp_path / "two words"
+    shutil.copytree(tiny.path, copy)
+    path = copy / ("manifest.json" if harm == "a flipped bit" else "train-000000.tar")
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data if harm == "a flipped bit" else data[:-1])
+
+    with pytest.raises(AlexshardError) as caught:
+        ShardSet.open(copy)
+
+    assert f"alexshard verify '{copy}' --repair SOURCE" in caught.value.remedy
 
 
 def test_an_unknown_split_is_refused_naming_those_there_are(tiny: Tiny) -> None:

@@ -24,6 +24,7 @@ from alexshard.shards import (
     AlexshardError,
     ImageFormat,
     Manifest,
+    NoShardSet,
     ShardSet,
     Split,
     WrongCall,
@@ -33,7 +34,7 @@ from alexshard.shards import (
 from alexshard.tools.packing import BuildSettings, MaxBad, TooManyBad, build, plan_build
 from alexshard.tools.packing import output as output_module
 from alexshard.tools.packing import shard as shard_module
-from alexshard.tools.packing.output import WORK_NAME
+from alexshard.tools.packing.output import PLAN_NAME, WORK_NAME
 from alexshard.tools.packing.shard import pack_shard
 from alexshard.tools.packing.workers import Job, pack_shards
 from PIL import Image
@@ -373,7 +374,7 @@ def test_a_set_beside_an_empty_work_folder_without_a_lock_may_be_anybodys(tmp_pa
     before = files_of(out)
 
     for restart in (False, True):
-        with pytest.raises(WrongCall, match=r"holds other things: .*SHA256SUMS"):
+        with pytest.raises(WrongCall, match=r"holds the files of a set without its manifest: SHA256SUMS"):
             build(
                 plan_build(BuildSettings(source=source, out=out, image=SMALL, max_bad=MaxBad.parse("0"))),
                 workers=1,
@@ -382,6 +383,32 @@ def test_a_set_beside_an_empty_work_folder_without_a_lock_may_be_anybodys(tmp_pa
             )
 
     assert files_of(out) == before
+
+
+def test_a_set_that_lost_its_manifest_is_called_so_and_left_alone(tmp_path):
+    source, out = ilsvrc(tmp_path / "source"), tmp_path / "set"
+    pack(source, out)
+    (out / "manifest.json").unlink()
+    before = files_of(out)
+
+    with pytest.raises(WrongCall, match=r"holds the files of a set without its manifest: SHA256SUMS") as caught:
+        pack(source, out)
+
+    assert "another folder" in caught.value.remedy
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_where_a_build_is_unfinished_readers_say_so(tmp_path, above):
+    out = tmp_path / "shards" / "set"
+    with pytest.raises(TooManyBad):
+        pack(ilsvrc(tmp_path / "source", {"n00000001": [("n00000001_1.JPEG", b"")]}, val=0), out, max_bad="0")
+    assert (out / WORK_NAME / PLAN_NAME).exists()
+
+    for read in (ShardSet.open, verify_shard_set):
+        with pytest.raises(NoShardSet, match=f"{out} holds an unfinished build") as caught:
+            read(out.parent if above else out)
+        assert "the command that began it continues it" in caught.value.remedy
 
 
 def test_an_empty_work_folder_alone_is_what_a_build_leaves_that_was_killed_in_its_first_or_last_moment(tmp_path):

@@ -73,13 +73,23 @@ def check_output(out: Path, source: Path) -> None:
         _check_output(out, source)
 
 
-def _check_output(out: Path, source: Path) -> None:
-    if source.resolve() in (out.resolve(), *out.resolve().parents):
+def check_apart(out: Path, source: Path) -> None:
+    """Whether an output lies outside of the source, if that is on a disk of this machine.
+
+    Raises:
+        WrongCall: it does not.
+    """
+    folder = source if isinstance(source, Path) else source.store.folder  # of a store, see sources/remote.py
+    if folder is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise WrongCall(
             f"the output {out} lies inside the source",
             why="the next look at the source would find the shards in it",
             remedy="choose another folder with --out",
         )
+
+
+def _check_output(out: Path, source: Path) -> None:
+    check_apart(out, source)
     if not out.exists():
         return
     if not out.is_dir():
@@ -98,6 +108,13 @@ def _check_output(out: Path, source: Path) -> None:
             foreign |= names  # the lock says that the folder is ours, and goes last: an empty one alone may be
     elif names:
         foreign = names
+    if SUMS_NAME in foreign and all(name == WORK_NAME or _SET_FILES.fullmatch(name) for name in foreign):
+        raise WrongCall(
+            f"{out} holds the files of a set without its manifest: {', '.join(sorted(foreign - {WORK_NAME})[:5])}",
+            why="nothing says that they may go",
+            remedy="restore the manifest from where the set came from, choose another folder with --out, or "
+            "remove these files",
+        )
     if foreign:
         raise WrongCall(
             f"{out} holds other things: {', '.join(sorted(foreign)[:5])}",
