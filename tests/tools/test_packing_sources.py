@@ -400,8 +400,40 @@ def test_two_folders_that_look_the_same_are_an_error(tmp_path):
 def test_a_class_folder_without_images_is_an_error(tmp_path):
     source = folders(tmp_path, {"cat": {"1.jpg": jpeg(1)}, "annotations": {"1.xml": b""}})
 
-    with pytest.raises(BadSource, match="annotations holds no image"):
+    with pytest.raises(BadSource, match="annotations holds no image") as caught:
         list_source(source)
+    assert "remove" not in caught.value.remedy  # what it holds may be all there is
+
+
+def made_folders(path):
+    folders(path, {f"{split}/{name}": {"1.jpg": jpeg(1)} for split in ("train", "val") for name in ("cat", "dog")})
+
+
+@pytest.mark.parametrize("kind", [ilsvrc, made_folders])
+def test_a_folder_that_is_one_too_high_names_the_sources_in_it(tmp_path, kind):
+    folders(tmp_path, {"notes": {"readme.txt": b"where they came from"}, "pictures": {"1.jpg": jpeg(1)}})
+    kind(tmp_path / "2010")
+    kind(tmp_path / "2012 new")
+
+    with pytest.raises(WrongCall, match="holds 2 sources") as caught:
+        list_source(tmp_path)
+
+    assert caught.value.remedy == f"say which: {tmp_path / '2010'}, '{tmp_path / '2012 new'}'"
+
+
+def test_classes_of_numbered_images_are_no_sources_though_one_is_empty(tmp_path):
+    for number, wnid in enumerate(WNIDS[:2]):
+        folders(tmp_path, {wnid: {f"ILSVRC2012_val_0000000{number}.JPEG": jpeg(number)}})
+    (tmp_path / WNIDS[2]).mkdir()
+
+    with pytest.raises(BadSource, match="n00000003 holds no image"):
+        list_source(tmp_path)
+
+
+def test_a_class_may_have_a_folder_called_train(tmp_path):
+    folders(tmp_path, {"station/train": {"1.jpg": jpeg(1)}, "cat": {"1.jpg": jpeg(2)}})
+
+    assert [entry.synset for entry in list_source(tmp_path).classes] == ["cat", "station"]
 
 
 def test_a_test_folder_without_classes_is_unlabelled(tmp_path):
@@ -418,7 +450,7 @@ def test_what_is_nothing_known_is_a_wrong_call_that_says_what_was_looked_for(tmp
     with pytest.raises(WrongCall, match="holds nothing that is known") as caught:
         list_source(tmp_path)
 
-    assert "ILSVRC2012_img_{train,val}.tar" in caught.value.where
+    assert "ILSVRC2012_img_{train,val,test}.tar" in caught.value.where
 
 
 def test_a_split_that_is_not_there_is_a_wrong_call_with_those_that_are(tmp_path):

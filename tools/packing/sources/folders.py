@@ -6,11 +6,13 @@ An image is called CLASS/FILE. A val or test folder without class folders holds 
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from ....shards import ClassEntry, Split
+from ....shards import ClassEntry, Split, WrongCall
+from .layout import is_archive
 from .listing import (
     BadSource,
     Listing,
@@ -20,6 +22,7 @@ from .listing import (
     images_outside,
     label_of_path,
     no_images,
+    scan,
 )
 
 
@@ -47,10 +50,13 @@ def list_folders(
         itself.
 
     Raises:
+        WrongCall: the folders are no classes but sources.
         BadSource: train has no class, or another split has one that train lacks.
     """
     listing = Listing("folder per class")
-    if source not in parts.values():
+    if source in parts.values():
+        _look_for_sources(source)
+    else:
         _look_beside(listing, source, parts)
     for split in splits:
         folders = _class_folders(parts[split])
@@ -81,6 +87,21 @@ def list_folders(
             label = listing.containers[container].label
             listing.refusals.append(Refusal(split.value, label, name, "in no class folder"))
     return listing
+
+
+def _look_for_sources(source: Path) -> None:
+    """Whether somebody pointed one folder too high: editions side by side would be taken for classes."""
+    if inner := [path for path in sorted(source.iterdir()) if _is_class(path) and _is_source(path)]:
+        raise WrongCall(
+            f"{source} holds {len(inner)} source{'s' if len(inner) > 1 else ''}",
+            why="each is packed into a set of its own",
+            remedy=f"say which: {', '.join(shlex.quote(str(path)) for path in inner)}",
+        )
+
+
+def _is_source(folder: Path) -> bool:
+    names = {entry.name for entry in scan(folder)}
+    return len(names & set(Split)) > 1 or any(map(is_archive, names))
 
 
 def _look_beside(listing: Listing, source: Path, parts: dict[Split, Path]) -> None:

@@ -54,6 +54,11 @@ def find_layout(source: Path) -> Layout | None:
     return layout if layout.parts and (named or inner_tars) else None
 
 
+def is_archive(name: str) -> bool:
+    """Whether an archive of an ILSVRC edition is called so, or the folder that it was extracted to."""
+    return _ARCHIVE.fullmatch(name) is not None
+
+
 def _holds_part(folder: Path, split: Split, years: set[str]) -> bool:
     """Whether synsets (as folders or inner tars) or numbered images of the split lie in a folder."""
     for path in (*folder.iterdir(), *(folder / split).glob("ILSVRC*")):
