@@ -556,7 +556,7 @@ def local(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     return files_of(out)
 
 
-def build_command(source: Path, out: object, *more: object) -> list[str]:
+def build_command(source: object, out: object, *more: object) -> list[str]:
     return alexshard("build", source, "--out", out, "--size", 32, "--samples-per-shard", 2, "-j", 1, *more)
 
 
@@ -737,6 +737,32 @@ def test_a_prefix_with_other_things_is_refused_before_anything_is_read(s3, envir
     said = told(build_command(tmp_path / "no-source", s3.url("sets/a")), environment, code=2)
 
     assert f"{s3.url('sets/a')} holds other things: holiday.jpg" in said
+
+
+@pytest.mark.parametrize("scheme", ["file://", "local://"])
+@pytest.mark.parametrize("addressed", ["source", "output", "both"])
+def test_an_output_inside_the_source_is_refused_by_address_too(environment, tmp_path, addressed, scheme):
+    source = ilsvrc(tmp_path / "source")
+    before = files_of(source)
+    named = f"{scheme if addressed != 'output' else ''}{source}"
+    out = f"{scheme if addressed != 'source' else ''}{source}/out"
+
+    said = told(build_command(named, out), environment, code=2)
+
+    assert f"the output {source / 'out'} lies inside the source" in said
+    assert files_of(source) == before
+
+
+def test_a_foreign_output_is_refused_before_a_source_in_a_store_is_listed(s3, source, environment, tmp_path):
+    for name, data in files_of(source).items():
+        s3.server.put(f"data/{name}", data)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "holiday.jpg").write_bytes(b"x")
+
+    said = told(build_command(s3.url("data"), tmp_path / "out"), environment, code=2)
+
+    assert "holds other things: holiday.jpg" in said
+    assert [seen for seen in s3.proxy.seen("GET") if seen.range] == []
 
 
 def test_info_and_verify_say_that_a_set_in_a_store_must_be_copied_first(environment):

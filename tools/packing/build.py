@@ -18,7 +18,7 @@ from ...shards import AlexshardError, ImageFormat, Manifest, ShardSet, Split, Wr
 from .decode import decoder_versions, decoding
 from .finish import finish
 from .identity import Identity, identity_of
-from .output import WORK_NAME, Output, check_finished, check_output, check_space, locked_output
+from .output import WORK_NAME, Output, check_apart, check_finished, check_output, check_space, locked_output
 from .plan import SplitPlan, plan_splits, sample_bytes
 from .prefix import MARK_NAME, check_prefix, published
 from .publish import UPLOADS, Publisher, publishing
@@ -154,6 +154,8 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
         AlexshardError: whatever can be known to go wrong before the work starts.
     """
     if settings.store is not None:
+        if settings.store.folder is not None:
+            check_apart(settings.store.folder, settings.source)
         check_prefix(settings.store)
     reference = None
     if settings.statistics_from is not None:
@@ -165,7 +167,8 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
                 why="its mean image would not fit",
                 remedy=f"--size {reference.manifest.image.side}",
             )
-    if os.path.isdir(settings.source):  # noqa: PTH112 (is_dir() raises where one may not look)
+    # Of a folder that is not there the listing tells; is_dir() raises where one may not look.
+    if not isinstance(settings.source, Path) or os.path.isdir(settings.source):  # noqa: PTH112
         check_output(settings.out, settings.source)
     listing = cached_listing(
         settings.source,

@@ -26,6 +26,7 @@ CONNECT_S, ANSWER_S = 10, 60  # S3 may take most of a minute to put the parts of
 _S3 = {"s3", "s3a"}
 _GOOGLE = {"gs", "gcs"}
 _OBJECT_STORES = {*_S3, *_GOOGLE, "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
+_HERE = {"file", "local"}
 _EXTRAS = {**dict.fromkeys(_S3, "alexshard[s3]"), **dict.fromkeys(_GOOGLE, "alexshard[gcs]")}
 _MD5 = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
@@ -98,6 +99,11 @@ class Store:
         if self.protocol in _S3:
             fs.retries = 2
         return fs, path.rstrip("/")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine that the prefix is, if it is one."""
+        return Path(self._path) if self.protocol in _HERE else None
 
     def stop(self) -> None:
         """Nothing is tried again from here on."""
@@ -252,7 +258,7 @@ class Store:
 
     @property
     def _fs_knows_create(self) -> bool:
-        return self.protocol in {*_S3, *_GOOGLE, "file", "local", "memory"}
+        return self.protocol in {*_S3, *_GOOGLE, *_HERE, "memory"}
 
     def _at(self, name: str) -> str:
         return f"{self._path}/{name}" if self._path else name
@@ -263,7 +269,7 @@ class Store:
 
     def _settled(self, path: str) -> None:
         """Bring a file of this machine to the disk before it gets its name."""
-        if self.protocol in {"file", "local"}:
+        if self.protocol in _HERE:
             with open(path, "rb") as file:  # noqa: PTH123 (a path of fsspec's)
                 os.fsync(file.fileno())
 
