@@ -36,8 +36,10 @@ def source_named(text: str) -> Path:
         return source_at(text, progress.advance)
 
 
-def plan_text(plan: BuildPlan, workers: int, free_bytes: int, cost: Forecast | None = None) -> str:
-    """The plan of a build as text."""
+def plan_text(
+    plan: BuildPlan, workers: int, free_bytes: int, cost: Forecast | None = None, *, command: str
+) -> str:
+    """The plan of a build as text that ends with the `command` that carries it out, where it can be."""
     rows = []
     for split, split_plan in plan.splits.items():
         images = plan.listing.splits[split]
@@ -65,21 +67,28 @@ def plan_text(plan: BuildPlan, workers: int, free_bytes: int, cost: Forecast | N
                     **_there_text(plan),
                     **({"reading": reading_text(cost, workers)} if cost else {}),
                     "images": image_text(plan),
-                    "bad images": f"up to {plan.settings.max_bad.allowed(plan.found):,} are left out "
-                    f"(--max-bad {plan.settings.max_bad}); every image is decoded to tell",
+                    "bad images": f"at most {plan.settings.max_bad.allowed(plan.found):,} of {plan.found:,} may be "
+                    f"left out (--max-bad {plan.settings.max_bad}); every image is decoded to tell",
                 }
             ),
             *_listed(plan.listing.remarks, plan.listing.refusals),
+            *([f"next:\n  {command}"] if _can_begin(plan) else []),
         )
     )
 
 
+def _can_begin(plan: BuildPlan) -> bool:
+    """Whether there is something to do, and nothing in its way."""
+    there = half_built_state(plan)
+    return not is_complete(plan) and not (there and there.differences)
+
+
 def reading_text(cost: Forecast, workers: int) -> str:
-    """What reading and decoding will cost, in words."""
+    """What reading and packing will cost, in words."""
     reading, packing = cost.reading_s, cost.packing_s(workers)
     text = (
         f"{cost.images:,} images, {byte_size(cost.bytes)}; {cost.probed} probed at {1e3 * cost.read_s:.1f} ms "
-        f"each: about {duration(reading)}, decoding about {duration(packing)} with {workers} "
+        f"each: about {duration(reading)}, packing about {duration(packing)} with {workers} "
         f"worker{'' if workers == 1 else 's'} at the same time"
     )
     if reading > 2 * packing:

@@ -174,7 +174,9 @@ def build(
         if (dry_run or plan.found >= packing.WORTH_TELLING) and not packing.is_complete(plan):
             cost = packing.forecast(plan.listing.containers, plan.splits, image)
         if dry_run:
-            click.echo(build_report.plan_text(plan, workers, packing.free_bytes(settings.out), cost))
+            command = build_report.typed_command(click.get_current_context(), but=("dry_run",))
+            free = packing.free_bytes(settings.out)
+            click.echo(build_report.plan_text(plan, workers, free, cost, command=command))
             return
         if cost:
             click.echo(f"reading: {build_report.reading_text(cost, workers)}", err=True)

@@ -775,9 +775,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     source = ilsvrc(tmp_path / "source")
     before = files_of(tmp_path)
 
-    done = command(source, "--dry-run", cwd=tmp_path)
+    done = command(source, "--dry-run", "--seed", "1", cwd=tmp_path)
 
     assert done.returncode == 0
+    assert done.stdout.endswith(f"build {source} --seed 1\n")
+    assert done.stdout.splitlines()[-2] == "next:"
+    assert "at most 1 of 16 may be left out (--max-bad 0.1%)" in done.stdout
     assert done.stdout.splitlines()[1].split()[:2] == ["train", "12"]
     assert "ILSVRC2012 archives, 3 classes" in done.stdout
     assert files_of(tmp_path) == before

@@ -77,12 +77,12 @@ def test_a_source_that_has_changed_since_it_was_listed_is_told_before_the_work_s
     [
         (
             0.0004,
-            "1,261,406 images, 137.6 GB; 32 probed at 0.4 ms each: about 8 min 25 s, decoding about 42 min 3 s "
+            "1,261,406 images, 137.6 GB; 32 probed at 0.4 ms each: about 8 min 25 s, packing about 42 min 3 s "
             "with 2 workers at the same time",
         ),
         (
             0.0096,
-            "1,261,406 images, 137.6 GB; 32 probed at 9.6 ms each: about 3 h 21 min, decoding about 42 min 3 s "
+            "1,261,406 images, 137.6 GB; 32 probed at 9.6 ms each: about 3 h 21 min, packing about 42 min 3 s "
             "with 2 workers at the same time; the source is what costs: a copy of it on a faster disk may pay",
         ),
     ],

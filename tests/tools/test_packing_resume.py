@@ -639,6 +639,7 @@ def test_a_failed_command_says_how_far_it_came_and_what_continues_it(tmp_path):
         f"there       {finished} of 7 shards ({2 * finished} of 14 images) of an unfinished build" in plan.stdout
     )
     assert "an unfinished build that differs, seed: 0 -> 1: --restart" in other.stdout
+    assert ("next:" in plan.stdout, "next:" in other.stdout) == (True, False)
     for words in ("CPU time ", "peak memory ", "images/s", "quarantined:", "next:\n  alextrain run --shards "):
         assert words in done.stdout
     assert (f"taken over   {finished} of 7 shards ({2 * finished} images)" in done.stdout) == (finished > 0)
