@@ -18,7 +18,7 @@ from .. import __version__
 from ..shards import ImageFormat, ShardSet, WrongCall
 from . import info as info_report
 from .report import json_on_failure, print_json
-from .swatches import shows_colours
+from .swatches import colours_shown
 from .terminal import Cli, Progress, signals_raise, table
 
 if TYPE_CHECKING:
@@ -254,8 +254,8 @@ def info(folder: Path, all_classes: bool, page: Path | None, as_json: bool) -> N
     if as_json:
         print_json(about)
         return
-    colours = shows_colours(sys.stdout)
-    click.echo(info_report.text(shard_set, all_classes=all_classes, colours=colours), color=colours)
+    colours = colours_shown(sys.stdout)
+    click.echo(info_report.text(shard_set, all_classes=all_classes, colours=colours), color=colours > 0)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,10 +68,10 @@ def report(shard_set: ShardSet) -> dict[str, Any]:
     }
 
 
-def text(shard_set: ShardSet, *, all_classes: bool = False, colours: bool = False) -> str:
+def text(shard_set: ShardSet, *, all_classes: bool = False, colours: int = 0) -> str:
     """The same for people; of many classes only the first and last, unless all are asked for.
 
-    With `colours` the mean and the components are shown too, for a terminal of 24-bit colour.
+    With `colours` (`colours_shown`) the mean and the components are shown too.
     """
     manifest, about = shard_set.manifest, report(shard_set)
     statistics = manifest.statistics
@@ -108,16 +109,17 @@ def text(shard_set: ShardSet, *, all_classes: bool = False, colours: bool = Fals
             {
                 "  channel mean": Coloured(
                     _numbers(statistics.channel_mean)
-                    + (f"  {blocks([mean_colour(statistics)] * 2)}" if colours else "")
+                    + (f"  {blocks([mean_colour(statistics)] * 2, colours)}" if colours else "")
                 ),
                 "  standard deviation": _numbers(np.sqrt(np.diagonal(statistics.covariance))),
                 **{
-                    f"  eigenvalue {i + 1}": Coloured(
-                        f"{value:10.3f}  of eigenvector "
-                        + _numbers((row[i] for row in statistics.eigenvectors), digits=4)
-                        + (f"  {blocks(ramp(statistics, i))}" if colours else "")
-                    )
+                    f"  eigenvalue {i + 1}": f"{value:10.3f}  of eigenvector "
+                    + _numbers((row[i] for row in statistics.eigenvectors), digits=4)
                     for i, value in enumerate(statistics.eigenvalues)
+                },
+                **{
+                    f"  along vector {i + 1}": Coloured(f"{blocks(ramp(statistics, i), colours)}  −2σ to +2σ")
+                    for i in range(len(statistics.eigenvalues) if colours else 0)
                 },
             }
         ),
@@ -140,22 +142,29 @@ def statistics_words(statistics: Statistics) -> str:
 
 
 def _class_table(about: dict[str, Any], all_classes: bool) -> str:
-    labelled = [name for name, split in about["splits"].items() if split["labelled"]]
-    rows = [
-        # The id is text here: a column of numbers and blanks has no side to be aligned to.
-        (
-            entry["label"],
-            entry["synset"],
-            "" if entry["devkit_id"] is None else str(entry["devkit_id"]),
-            *(entry["samples"][name] for name in labelled),
-            entry["words"],
-        )
-        for entry in about["classes"]
-    ]
+    classes = about["classes"]
+    # The id is text here: a column of numbers and blanks has no side to be aligned to.
+    ids = ["" if entry["devkit_id"] is None else str(entry["devkit_id"]) for entry in classes]
+    columns: dict[str, list[Any]] = {
+        "label": [entry["label"] for entry in classes],
+        "synset" if any(ids) else "class": [entry["synset"] for entry in classes],
+        "devkit id": ids,
+        **{
+            name: [entry["samples"][name] for entry in classes]
+            for name, split in about["splits"].items()
+            if split["labelled"]
+        },
+        "words": [entry["words"] for entry in classes],
+    }
+    if not any(ids):
+        del columns["devkit id"]
+    if all(entry["words"] == entry["synset"] for entry in classes):
+        del columns["words"]
+    rows = list(zip(*columns.values(), strict=True))
     left_out = len(rows) - 2 * CLASSES_SHOWN
-    lines = table(rows, header=("label", "synset", "devkit id", *labelled, "words")).splitlines()
+    lines = table(rows, header=list(columns)).splitlines()
     if not all_classes and left_out > 0:
-        told = f"  … {left_out:,} more: alexshard info DIR --classes"
+        told = printable(f"  … {left_out:,} more: alexshard info {shlex.quote(about['path'])} --classes")
         lines[1 + CLASSES_SHOWN : -CLASSES_SHOWN] = [told]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TextIO
 
 import numpy as np
@@ -12,6 +13,10 @@ from ..shards import Statistics
 
 Colour = tuple[int, int, int]  # red, green, blue on 0..255
 STEPS = 15  # of a ramp; odd, so that its middle is the mean
+MANY, ALL = 256, 2**24  # colours that a terminal shows, where it shows enough
+_CUBE = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue among 256 colours; then come 24 greys
+_GREYS = range(8, 248, 10)
+_OF_256_COLOURS = {"xterm", "screen", "tmux", "rxvt"}  # for decades now, though their names do not say so
 
 
 def mean_colour(statistics: Statistics) -> Colour:
@@ -37,16 +42,41 @@ def hexadecimal(colour: Colour) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def blocks(colours: Iterable[Colour]) -> str:
-    """Colours as blocks of two blanks, for a terminal of 24-bit colour."""
-    return "".join("\x1b[48;2;{};{};{}m  ".format(*colour) for colour in colours) + "\x1b[0m"
+def blocks(colours: Iterable[Colour], number: int = ALL) -> str:
+    """Colours as blocks of two blanks, for a terminal that shows `number` of them, MANY or ALL."""
+    if number == ALL:
+        codes = ["2;{};{};{}".format(*colour) for colour in colours]
+    else:
+        codes = [f"5;{nearest_of_256(colour)}" for colour in colours]
+    return "".join(f"\x1b[48;{code}m  " for code in codes) + "\x1b[0m"
 
 
-def shows_colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether `stream` is a terminal of 24-bit colour whose owner wants any (NO_COLOR: none)."""
-    if environment.get("NO_COLOR") or environment.get("TERM", "dumb") == "dumb" or not stream.isatty():
-        return False
-    return environment.get("COLORTERM", "") in {"truecolor", "24bit"} or environment["TERM"].endswith("-direct")
+def nearest_of_256(colour: Colour) -> int:
+    """The number of the nearest of the 240 colours that all terminals of 256 colours have alike.
+
+    >>> [nearest_of_256(colour) for colour in ((255, 0, 0), (0, 0, 95), (119, 118, 117))]
+    [196, 17, 243]
+    """
+    return min(_palette(), key=lambda known: sum((a - b) ** 2 for a, b in zip(known[1], colour, strict=True)))[0]
+
+
+@cache
+def _palette() -> list[tuple[int, Colour]]:
+    cube = [(red, green, blue) for red in _CUBE for green in _CUBE for blue in _CUBE]
+    return list(enumerate([*cube, *((grey, grey, grey) for grey in _GREYS)], start=16))
+
+
+def colours_shown(stream: TextIO, environment: Mapping[str, str] = os.environ) -> int:
+    """How many colours may be written to `stream`: ALL, MANY, or 0 (no terminal, one of few colours, NO_COLOR).
+
+    COLORTERM is lost on the way through ssh, TERM is not.
+    """
+    term = environment.get("TERM", "dumb")
+    if environment.get("NO_COLOR") or not stream.isatty():
+        return 0
+    if term != "dumb" and (environment.get("COLORTERM") in {"truecolor", "24bit"} or term.endswith("-direct")):
+        return ALL
+    return MANY if "256color" in term or term.split("-")[0] in _OF_256_COLOURS else 0
 
 
 def _colour(values: np.ndarray) -> Colour:

@@ -223,25 +223,27 @@ class Coloured(str):
 
 
 def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = None) -> str:
-    """Rows as aligned plain text: numbers to the right, the rest to the left.
+    """Rows as aligned plain text: numbers to the right, the rest to the left, by the cells that a terminal needs.
 
-    >>> print(table([("train", 2000), ("val", 200)], header=("split", "samples")))
+    >>> print(table([("train", 2000), ("犬", 200)], header=("split", "samples")))
     split  samples
     train    2,000
-    val        200
+    犬         200
     """
+    from rich.cells import cell_len
+
     lines = [[_cell(value) for value in row] for row in rows]
     if header is not None:
         lines.insert(0, [_cell(name) for name in header])
     columns = range(max((len(line) for line in lines), default=0))
-    widths = [max((len(line[i]) for line in lines if i < len(line)), default=0) for i in columns]
+    widths = [max((cell_len(line[i]) for line in lines if i < len(line)), default=0) for i in columns]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows if i < len(row)) for i in columns]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(widths[i]) if right[i] else cell.ljust(widths[i]) for i, cell in enumerate(line)
-        ).rstrip()
-        for line in lines
-    )
+
+    def aligned(i: int, cell: str) -> str:
+        blanks = " " * (widths[i] - cell_len(cell))
+        return blanks + cell if right[i] else cell + blanks
+
+    return "\n".join("  ".join(aligned(i, cell) for i, cell in enumerate(line)).rstrip() for line in lines)
 
 
 def facts(items: Mapping[str, object]) -> str:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alexshard.shards import CorruptShardSet, Manifest, ShardSet, count_labels
+from alexshard.shards import CorruptShardSet, Manifest, ShardBytes, ShardSet, count_labels
 from alexshard.tools.info import text
-from alexshard.tools.swatches import mean_colour, ramp
+from alexshard.tools.swatches import mean_colour, nearest_of_256, ramp
 
 from tests.conftest import alexshard, run
 
@@ -111,12 +112,31 @@ def test_a_terminal_of_many_colours_shows_the_mean_and_the_components(sample_set
     red, green, blue = (round(value) for value in statistics.channel_mean)
     assert f"\x1b[48;2;{red};{green};{blue}m  " in out
     assert out.count("\x1b[48;2;") == 2 + 3 * 15
-    assert out.count("\x1b[0m\n") == 4
+    assert out.count("\x1b[0m") == 4
+
+
+@pytest.mark.parametrize("term", ["xterm", "xterm-256color", "screen", "tmux-256color"])
+def test_without_colorterm_as_over_ssh_the_nearest_of_256_colours_are_shown(sample_set, term):
+    out = in_terminal(*alexshard("info", sample_set), TERM=term, COLORTERM="", NO_COLOR="")
+    mean = mean_colour(ShardSet.open(sample_set).manifest.statistics)
+    shown = [int(number) for number in re.findall("\x1b\\[48;5;([0-9]+)m  ", out)]
+
+    assert len(shown) == 2 + 3 * 15
+    assert shown[0] == shown[1] == nearest_of_256(mean)
+    assert "\x1b[48;2;" not in out
+
+
+def test_what_stands_of_colours_fits_into_80_columns(sample_set):
+    out = re.sub("\x1b\\[[0-9;]*m", "", in_terminal(*alexshard("info", sample_set), **COLOURFUL))
+    lines = out[out.index("  channel mean") : out.index("\nlabel")].splitlines()
+
+    assert len(lines) == 5 + 3
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(
     "environment",
-    [{"NO_COLOR": "1"}, {"COLORTERM": ""}, {"TERM": "dumb"}],
+    [{"NO_COLOR": "1"}, {"COLORTERM": "", "TERM": "vt220"}, {"TERM": "dumb"}],
     ids=["NO_COLOR", "few colours", "dumb"],
 )
 def test_other_terminals_show_numbers_alone(sample_set, environment):
@@ -156,7 +176,7 @@ def test_words_cannot_act_on_the_terminal(sample_set, tmp_path):
 def test_in_a_terminal_of_many_colours_only_our_own_escapes_are_left(sample_set, tmp_path):
     out = in_terminal(*alexshard("info", with_escapes(sample_set, tmp_path / "set")), **COLOURFUL)
 
-    assert out.count("\x1b") == out.count("\x1b[48;2;") + out.count("\x1b[0m\n") == 2 + 3 * 15 + 4
+    assert out.count("\x1b") == out.count("\x1b[48;2;") + out.count("\x1b[0m") == 2 + 3 * 15 + 4
 
 
 def test_nothing_of_colour_goes_into_a_pipe(sample_set):
@@ -209,9 +229,24 @@ def test_of_many_classes_the_first_and_last_are_shown_unless_all_are_asked_for(a
     shard_set = ShardSet.open(tmp_path / "set")
     some, every = text(shard_set).splitlines(), text(shard_set, all_classes=True).splitlines()
 
-    assert "  … 74 more: alexshard info DIR --classes" in some
+    assert f"  … 74 more: alexshard info {tmp_path / 'set'} --classes" in some
     assert len(every) - len(some) == 73
     assert some[-1] == every[-1]
+
+
+def test_of_folders_the_names_alone_are_told_aligned_by_what_they_take_in_a_terminal(sample_set, tmp_path):
+    index = ShardSet.open(sample_set).index("train")
+    with ShardBytes(index) as stored:
+        for name in ("cat", "犬の写真", *(f"x{number:02d}" for number in range(10))):
+            (tmp_path / "source" / name).mkdir(parents=True)
+            (tmp_path / "source" / name / "it.JPEG").write_bytes(stored.bytes_of(0))
+    run(*alexshard("build", tmp_path / "source", "--out", tmp_path / "my set"))
+    lines = run(*alexshard("info", tmp_path / "my set")).splitlines()
+    at = lines.index("label  class     train")
+
+    assert lines[at + 1 : at + 3] == ["    0  cat           1", "    1  x00           1"]
+    assert "   11  犬の写真      1" in lines
+    assert f"  … 2 more: alexshard info '{tmp_path / 'my set'}' --classes" in lines
 
 
 def test_a_folder_that_holds_one_shard_set_stands_for_it(told, sample_set, tmp_path):
