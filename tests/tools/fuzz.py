@@ -1,6 +1,7 @@
 """Mutates images, archives and development kits, and looks at what packing makes of each.
 
     python -m tests.tools.fuzz --seconds 600 --seed 7      until the time is over or something is found
+    python -m tests.tools.fuzz --mutants 5000 --seed 7     until so many were looked at
     python -m tests.tools.fuzz --seed 7 --only 1234        one mutant again, with its traceback
 
 The mutants run in a process of their own, so that a decoder that crashes or hangs takes nothing else with it. Each
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import itertools
+import math
 import os
 import resource
 import select
@@ -129,7 +131,7 @@ def _check_image(data: bytes, folder: Path) -> str:
         except BadImage as bad:
             return _one_line(bad)
         pixels = found.pixels_HWC
-        assert (pixels.dtype, pixels.ndim, pixels.shape[2], found.notes) == (np.uint8, 3, 4, tuple(found.notes))
+        assert (pixels.dtype, pixels.ndim, pixels.shape[2], found.notes) == (np.uint8, 3, 3, tuple(found.notes))
         assert 0 < found.width * found.height <= PIXEL_LIMIT
         size = found.width, found.height
         square = central_square(pixels, 32, size=size, reduction=found.reduction)
@@ -231,16 +233,27 @@ class Result:
         return f"fuzz: seed {self.seed}, {self.mutants:,} mutants ({counts}), peak {self.peak_mb} MB"
 
 
-def fuzz(seed: int, seconds: float, kept: Path, *, start: int = 0, most_found: int = 1) -> Result:
-    """Run mutants in a process of their own until the time is over; what goes wrong is kept in a folder."""
+def fuzz(
+    seed: int,
+    kept: Path,
+    *,
+    seconds: float = math.inf,
+    mutants: float = math.inf,
+    start: int = 0,
+    most_found: int = 1,
+) -> Result:
+    """Run mutants in a process of their own until the time is over or so many were looked at.
+
+    What goes wrong is kept in a folder.
+    """
     result, number, ends = Result(seed), start, time.monotonic() + seconds
-    while time.monotonic() < ends and len(result.found) < most_found:
-        number = _run_some(result, number, ends, kept) + 1
+    while time.monotonic() < ends and result.mutants < mutants and len(result.found) < most_found:
+        number = _run_some(result, number, ends, mutants, kept) + 1
     return result
 
 
-def _run_some(result: Result, number: int, ends: float, kept: Path) -> int:
-    """Start a process at a mutant and listen until it or the time ends; returns the last one that it began."""
+def _run_some(result: Result, number: int, ends: float, mutants: float, kept: Path) -> int:
+    """Start a process at a mutant and listen until it, the time or the count ends; returns the last it began."""
     kept.mkdir(parents=True, exist_ok=True)
     options = ("--seed", str(result.seed), "--child", str(number), "--keep", str(kept.resolve()))
     command = [sys.executable, "-m", "tests.tools.fuzz", *options]
@@ -251,7 +264,7 @@ def _run_some(result: Result, number: int, ends: float, kept: Path) -> int:
     ):
         assert process.stdout is not None
         buffer, wrong = b"", ""
-        while not wrong and time.monotonic() < ends:
+        while not wrong and time.monotonic() < ends and result.mutants < mutants:
             if not select.select([process.stdout], [], [], HANGS_AFTER_S)[0]:
                 wrong = f"hangs for {HANGS_AFTER_S} s"
             elif not (part := os.read(process.stdout.fileno(), 1 << 16)):
@@ -262,6 +275,8 @@ def _run_some(result: Result, number: int, ends: float, kept: Path) -> int:
                     number, result.peak_mb = int(number_), max(result.peak_mb, int(peak))
                     result.mutants += bool(became)
                     result.became.update([became.decode()] if became else [])
+                    if result.mutants >= mutants:  # it may have begun more
+                        break
         process.kill()
         process.wait()
         errors.seek(0)
@@ -303,7 +318,8 @@ def _tell(number: int, became: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, help="60, unless --mutants is given")
+    parser.add_argument("--mutants", type=int)
     parser.add_argument("--start", type=int, default=0, help="number of the first mutant")
     parser.add_argument("--only", type=int, help="look at this one, here")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
@@ -316,7 +332,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             print(one.kind, len(one.data), one.check(one.data, Path(name)))
     else:
-        result = fuzz(given.seed, given.seconds, given.keep, start=given.start, most_found=10)
+        seconds = given.seconds or (60 if given.mutants is None else math.inf)
+        mutants = math.inf if given.mutants is None else given.mutants
+        result = fuzz(given.seed, given.keep, seconds=seconds, mutants=mutants, start=given.start, most_found=10)
         print(result, *result.found, sep="\n")
         sys.exit(1 if result.found else 0)
 
