@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def page(shard_set: ShardSet) -> str:
             element("h1", shard_set.name),
             element(
                 "p",
-                f"{about['samples']:,} images of {about['num_classes']:,} classes, {byte_size(about['bytes'])}",
+                f"{_counted(about['samples'], 'image', 'images')} of "
+                f"{_counted(about['num_classes'], 'class', 'classes')}, {byte_size(about['bytes'])}",
             ),
         ),
         element(
@@ -70,6 +72,15 @@ def page(shard_set: ShardSet) -> str:
         ),
     ]
     return document(f"{shard_set.name} · alexshard", _CSS, joined(body))
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    """A number before what it counts.
+
+    >>> _counted(1, "class", "classes"), _counted(1000, "class", "classes")
+    ('1 class', '1,000 classes')
+    """
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def _section(title: str, *content: object) -> Html:
@@ -124,7 +135,7 @@ def _colours(shard_set: ShardSet) -> Html:
         )
     ]
     for number, value in enumerate(statistics.eigenvalues):
-        vector = "  ".join(f"{row[number]:+.4f}" for row in statistics.eigenvectors)
+        vector = "  ".join(f"{row[number]:+.4f}" for row in statistics.eigenvectors).replace("-", "−")
         described = f"from the mean − 2σ to the mean + 2σ along component {number + 1}"
         rows.append(
             (
@@ -177,7 +188,8 @@ def _classes(shard_set: ShardSet, about: dict[str, Any], labelled: str | None) -
         )
     header = ("label", "class", *splits, "pictures")
     left = len(classes) - len(pictures)
-    without = f" {left:,} classes come without, so that the page stays small." if left else ""
+    come = _counted(left, "class comes", "classes come")
+    without = f" {come} without, so that the page stays small." if left else ""
     return _section(
         "Classes",
         _chart(about, labelled, counts),
@@ -218,7 +230,7 @@ def _chart(about: dict[str, Any], split: str, counts: Sequence[int]) -> Html:
 def _range(counts: Sequence[int], names: Sequence[str]) -> str:
     least, most = min(counts), max(counts)
     if least == most:
-        return f"{most:,} samples of each class"
+        return f"{_counted(most, 'sample', 'samples')} of each class"
     few, many = names[counts.index(least)], names[counts.index(most)]
     return f"from {least:,} ({few}) to {most:,} ({many}) samples a class, by label"
 
@@ -262,12 +274,12 @@ def _quarantine(shard_set: ShardSet) -> Html:
         raise CorruptShardSet(
             f"{QUARANTINE_NAME} cannot be read: {error}",
             where=str(path),
-            remedy=f"alexshard verify {shard_set.path}",
+            remedy=f"alexshard verify {shlex.quote(str(shard_set.path))}",
         ) from None
     if not rows:
         return _section("Quarantine", element("p", "No image was refused."))
     found = sum(split.found for split in shard_set.manifest.splits.values())
-    told = f"{len(rows):,} of {found:,} images were refused."
+    told = f"{len(rows):,} of {_counted(found, 'image', 'images')} {'was' if len(rows) == 1 else 'were'} refused."
     if len(rows) > REFUSALS_SHOWN:
         told += f" The first {REFUSALS_SHOWN:,} are shown; {QUARANTINE_NAME} lists all."
     refused = table(

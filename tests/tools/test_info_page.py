@@ -117,6 +117,44 @@ def test_the_mean_image_is_the_sets(written, sample_set):
     assert np.abs(picture(image) - ShardSet.open(sample_set).mean_image()).max() < 12
 
 
+def test_negative_numbers_have_a_minus(written, sample_set):
+    table = next(table for table in parsed(written).iter("table") if "principal" in table.findtext("caption", ""))
+    told = [row[2].text for row in table.find("tbody")][1:]
+    vectors = ShardSet.open(sample_set).manifest.statistics.eigenvectors
+
+    assert min(map(min, vectors)) < 0
+    assert told == [
+        "  ".join(f"{'−' if row[i] < 0 else '+'}{abs(row[i]):.4f}" for row in vectors) for i in range(3)
+    ]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: chromium is not installed")
+@pytest.mark.parametrize("width", [900, 1100, 1280])
+def test_in_a_window_of_a_desk_no_table_of_colours_is_cut_and_no_columns_touch(written, tmp_path, width):
+    measured = """<script>addEventListener("load", () => {
+      const edges = head => { const range = document.createRange(); range.selectNodeContents(head);
+                              return range.getBoundingClientRect(); };
+      const heads = [...document.querySelectorAll("thead th")];
+      const [left, right] = ["quarantined", "labels"].map(name => edges(heads.find(h => h.textContent == name)));
+      const colours = document.querySelector(".beside .wide");
+      document.title = [colours.scrollWidth - colours.clientWidth, Math.round(right.left - left.right)].join(" ");
+    })</script>"""
+    policy = "<meta http-equiv="
+    assert written.count(policy) == 1
+    (tmp_path / "page.html").write_text(
+        written.replace(policy, "<meta data-left-out=").replace("</body>", measured + "</body>"), encoding="utf-8"
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    out = run(CHROMIUM, *options, f"--window-size={width},900", "--dump-dom", (tmp_path / "page.html").as_uri())
+    cut, gap = map(int, out.partition("<title>")[2].partition("</title>")[0].split())
+
+    assert cut == 0
+    assert gap >= 24
+
+
 def test_the_page_tells_splits_counts_and_colours(written, sample_set):
     tree = parsed(written)
     text = "\n".join(tree.itertext())
@@ -179,6 +217,20 @@ def test_every_refused_image_is_told_with_its_reason(hostile):
     refused = [json.loads(line) for line in lines]
     assert rows == {(item["name"], item["reason"], item["split"], item["source"]) for item in refused}
     assert len(rows) == len(HOSTILE)
+
+
+def test_of_one_image_is_spoken_in_the_singular(sample_set, tmp_path):
+    index = ShardSet.open(sample_set).index("train")
+    (tmp_path / "source" / "cat").mkdir(parents=True)
+    with ShardBytes(index) as stored:
+        (tmp_path / "source" / "cat" / "good.JPEG").write_bytes(stored.bytes_of(0))
+    (tmp_path / "source" / "cat" / "bad.JPEG").write_bytes(b"")
+    run(*alexshard("build", tmp_path / "source", "--out", tmp_path / "set", "--max-bad", "100%"))
+    text = "\n".join(parsed(page(ShardSet.open(tmp_path / "set"))).itertext())
+
+    assert "1 image of 1 class, " in text
+    assert "train: 1 sample of each class" in text
+    assert "1 of 2 images was refused." in text
 
 
 def test_a_set_without_labels_is_shown_without_classes(hostile, sample_set, tmp_path):
