@@ -172,9 +172,8 @@ def images_of(source: Path) -> Iterator[bytes]:
     with SourceReader(listing.containers) as reader:
         for images in listing.splits.values():
             for i, name in enumerate(images.names):
-                sample = PlannedSample(
-                    str(i), 0, name, images.container[i], images.offset[i], images.size[i], patched=False
-                )
+                place = images.container[i], images.offset[i], images.size[i]
+                sample = PlannedSample(str(i), 0, name, *place, patched=False, changed=images.changed[i])
                 try:
                     data = reader.read(sample)
                     decode(data)

@@ -278,6 +278,7 @@ def pictures(tmp_path_factory) -> tuple[Path, Path]:
         pytest.param("rm {image}", "No such file", id="removed"),
         pytest.param("truncate -s 100 {image}", "100 are there", id="truncated"),
         pytest.param("echo x >> {image}", "more are there", id="longer"),
+        pytest.param("echo x | dd of={image} conv=notrunc", "changed after it was listed", id="of the same size"),
     ],
 )
 def test_a_folder_of_images_that_changes_ends_the_build_until_it_is_put_back(pictures, tmp_path, what, words):

@@ -22,7 +22,14 @@ def planned(listing: Listing) -> list[PlannedSample]:
     images = listing.splits[Split.TRAIN]
     return [
         PlannedSample(
-            str(i), images.label[i], name, images.container[i], images.offset[i], images.size[i], patched=False
+            key=str(i),
+            label=images.label[i],
+            name=name,
+            container=images.container[i],
+            offset=images.offset[i],
+            size=images.size[i],
+            patched=False,
+            changed=images.changed[i],
         )
         for i, name in enumerate(images.names)
     ]

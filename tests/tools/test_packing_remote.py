@@ -7,20 +7,34 @@ import os
 import pickle
 import subprocess
 import threading
+from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from alexshard.shards import AlexshardError, Split, WrongCall
-from alexshard.tools.packing import BadSource, source_at
+from alexshard.tools.packing import BadSource, BuildSettings, MaxBad, build, plan_build, source_at
 from alexshard.tools.packing.reading import SourceReader
 from alexshard.tools.packing.sources import Listing, cached_listing, list_source, remote, save_listing
 from alexshard.tools.packing.sources.remote import remote_source
+from PIL import Image
 
 from tests.conftest import alexshard
 from tests.s3_server import S3, Cut, Seen, Slow, Status
-from tests.tools.drawn import files_of, folders, ilsvrc, jpeg, named_images, pack, tar_bytes
+from tests.tools.drawn import (
+    SMALL,
+    encoded,
+    files_of,
+    folders,
+    ilsvrc,
+    jpeg,
+    named_images,
+    pack,
+    pixels,
+    tar_bytes,
+)
 from tests.tools.test_packing_reading import planned
 
 PAUSES = (0.0, 0.0, 0.0, 0.0)
@@ -61,7 +75,8 @@ def contents(listing: Listing) -> list[tuple[str, bytes]]:
 
 def without_places(listing: Listing) -> tuple[object, ...]:
     containers = [(held.label, held.is_folder) for held in listing.containers]
-    return listing.kind, listing.classes, listing.splits, listing.refusals, listing.remarks, containers
+    splits = {split: replace(images, changed=array("q")) for split, images in listing.splits.items()}
+    return listing.kind, listing.classes, splits, listing.refusals, listing.remarks, containers
 
 
 @pytest.mark.parametrize("form", ["archives", "folders"])
@@ -157,6 +172,25 @@ def test_an_archive_exchanged_for_one_of_the_same_size_is_noticed(store, source,
 
         with pytest.raises(BadSource, match="changed after it was listed"):
             reader.read(planned(listing)[1])
+
+
+def test_an_image_exchanged_for_one_of_the_same_size_while_others_are_packed_is_noticed_at_the_end(
+    store, tmp_path
+):
+    bitmap = [encoded(Image.fromarray(pixels(number)), "BMP") for number in range(9)]
+    source = folders(tmp_path / "source", {"cat": {f"{number}.bmp": bitmap[number] for number in range(8)}})
+    settings = BuildSettings(
+        source=source_at(upload(store, source)), out=tmp_path / "set", image=SMALL, max_bad=MaxBad.parse("0")
+    )
+
+    def exchange(images: int, bad: int) -> None:
+        store.server.put("data/cat/3.bmp", bitmap[8])
+
+    with pytest.raises(BadSource, match="the source changed while it was packed") as caught:
+        build(plan_build(settings), workers=1, on_progress=exchange)
+
+    assert caught.value.where == f"{settings.source}/cat/3.bmp: another image than was listed"
+    assert not (tmp_path / "set" / "manifest.json").exists()
 
 
 def test_an_archive_that_is_exchanged_and_not_read_again_is_noticed_at_the_end_of_the_shard(store, source):

@@ -16,16 +16,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 from alexshard.shards import AlexshardError, ImageFormat, Manifest, WrongCall, verify_shard_set
 from alexshard.tools.packing import BuildSettings, MaxBad, TooManyBad, build, plan_build
 from alexshard.tools.packing.identity import Identity
 from alexshard.tools.packing.lock import locked
 from alexshard.tools.packing.output import WORK_NAME, Output
+from alexshard.tools.packing.sources import BadSource, source_at
 from alexshard.tools.terminal import Progress
+from PIL import Image
 
 from tests.conftest import alexshard
-from tests.tools.drawn import SMALL, files_of, ilsvrc, named_images
+from tests.tools.drawn import SMALL, encoded, files_of, folders, ilsvrc, named_images, pixels
 
 build_module = sys.modules[build.__module__]
 SHARDS = 8  # of `ilsvrc` with two samples each: six of train, two of val
@@ -205,6 +208,53 @@ def test_an_archive_that_was_exchanged_for_one_of_the_same_layout_is_refused(sou
 
     with pytest.raises(WrongCall, match=r"ILSVRC2012_img_train\.tar: [\d,]+ bytes of .* -> [\d,]+ bytes of "):
         packed(source, out)
+
+
+def bitmaps(dest: Path, *, inverted: bool = False) -> Path:
+    """Eight images of two classes; inverted ones have the same sizes."""
+    images = [Image.fromarray(pixels(i) ^ 0xFF if inverted else pixels(i)) for i in range(8)]
+    data = [encoded(image, "BMP") for image in images]
+    return folders(dest, {f"{k}": {f"{i}.bmp": data[i] for i in range(k, 8, 2)} for k in range(2)})
+
+
+def test_images_of_folders_exchanged_for_others_of_the_same_sizes_make_no_set_of_two_sources(tmp_path):
+    source, out = bitmaps(tmp_path / "source"), tmp_path / "set"
+    packed(source, tmp_path / "undisturbed")
+    stopped(source, out, after=2)
+    kept = shutil.copytree(source, tmp_path / "kept")
+
+    bitmaps(source, inverted=True)  # the folders' times stay what they were
+    with pytest.raises(BadSource, match="the file was changed after it was listed"):
+        packed(source, out)
+    with pytest.raises(WrongCall, match=r"images of train: times of change, digest \w+ -> times of change, "):
+        packed(source, out)
+
+    shutil.copytree(kept, source, dirs_exist_ok=True)
+    assert packed(source, out).shards_kept >= 2
+    assert files_of(out) == files_of(tmp_path / "undisturbed")
+
+
+def test_images_of_a_store_exchanged_for_others_of_the_same_sizes_are_another_source(tmp_path):
+    def identity(source: Path) -> Identity:
+        held = {f"/{tmp_path.name}/{name}": data for name, data in files_of(source).items()}
+        fsspec.filesystem("memory").pipe(held)
+        return two_each(source_at(f"memory://{tmp_path.name}"), tmp_path / "set").identity
+
+    before = identity(bitmaps(tmp_path / "source"))
+    again = two_each(source_at(f"memory://{tmp_path.name}"), tmp_path / "set").identity
+    after = identity(bitmaps(tmp_path / "exchanged", inverted=True))
+
+    assert again.differences(before) == []
+    assert [line.partition(",")[0] for line in after.differences(before)] == ["images of train: times of change"]
+    assert after.digest == before.digest
+
+
+def test_an_image_may_be_of_any_time(tmp_path):
+    source = bitmaps(tmp_path / "source")
+    for place, year in enumerate((-9000, 0, 400, 9000)):  # of 1970
+        os.utime(source / "0" / f"{2 * place}.bmp", (0, year * 31_556_952))
+
+    assert packed(source, tmp_path / "set").manifest.splits["train"].samples == 8
 
 
 def test_the_same_archives_elsewhere_continue(source, out, whole, tmp_path):

@@ -127,13 +127,13 @@ def _add_up(tally: Tally, plan: BuildPlan, split: Split, work: Path) -> None:
 
 
 def _check_source(plan: BuildPlan) -> None:
-    """Whether the archives are still those that were listed: one may have been exchanged while it was read."""
+    """Whether the source still is as it was listed: an archive may have been exchanged while it was read."""
     if changed := changed_since(plan.listing):
         raise BadSource(
             "the source changed while it was packed",
             where=changed,
             why="a set of half one source and half another is of no use",
-            remedy="put the archive back as it was and the same command continues; or begin again with --restart",
+            remedy="put it back as it was and the same command continues; or begin again with --restart",
         )
 
 

@@ -1,9 +1,9 @@
 """What identifies a build: an unfinished one is continued by the same, and by nothing else.
 
 Facts decide the bytes of the set: what the source holds, how it is cut, stored and ordered, and by which code.
-They are kept one by one, so that a difference can be named. States (size and time of change of archives) tell an
-archive that was exchanged from the one that was listed. They are no facts: the same archives may lie elsewhere
-tomorrow.
+They are kept one by one, so that a difference can be named. States (size and time of change of archives, times of
+change of loose images) tell what was exchanged from what was listed. They are no facts: the same archives may lie
+elsewhere tomorrow.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from ...shards import AlexshardError, ImageFormat, Split, appearing_whole
 from .sources import Container, Images, Listing
+from .sources.images import change_of
 
 _SHOWN_DIGITS = 12  # of a digest, in a message
 
@@ -27,7 +28,7 @@ class Identity:
     """The facts and states of a build, as plan.json keeps them."""
 
     facts: dict[str, Any]  # name to a number or words
-    states: dict[str, list[int]]  # archive to bytes and time of change (ns)
+    states: dict[str, list[int] | str]  # archive to bytes and time of change (ns); split to a digest of such times
 
     @property
     def digest(self) -> str:
@@ -83,8 +84,16 @@ def identity_of(
     }
     for name, value in build_facts.items():
         facts |= _flat(name, value)
-    states = {_archive(held): list(held.state) for held in listing.containers if not held.is_folder}
-    return Identity(facts, states)
+    archives = {_archive(held): list(held.state) for held in listing.containers if not held.is_folder}
+    return Identity(facts, {**archives, **dict(_times_of_change(listing))})
+
+
+def _times_of_change(listing: Listing) -> Iterator[tuple[str, str]]:
+    """Of the images that are files of their own, one digest for each split that has some."""
+    for split, images in listing.splits.items():
+        if any(listing.containers[held].is_folder for held in set(images.container)):
+            digest = hashlib.sha256(images.changed.tobytes()).hexdigest()
+            yield f"images of {split}", f"times of change, digest {digest}"
 
 
 def _archive(container: Container) -> str:
@@ -95,7 +104,10 @@ def _archive(container: Container) -> str:
 
 
 def changed_since(listing: Listing) -> str | None:
-    """The first archive that is another one than when it was listed, with what is different."""
+    """The first archive, or image of a store, that is another one than when it was listed, with what is different.
+
+    Images on a disk were looked at when they were read.
+    """
     # A thousand inner tars lie in one archive.
     for container in {container.path: container for container in listing.containers}.values():
         if not container.is_folder:
@@ -105,7 +117,24 @@ def changed_since(listing: Listing) -> str | None:
                 return f"{container.path}: {error.strerror or error}"
             if tuple(state) != tuple(container.state):
                 return f"{container.path}: {_shown_state(list(container.state))} -> {_shown_state(list(state))}"
-    return None
+    return next(_changed_in_store(listing), None)
+
+
+def _changed_in_store(listing: Listing) -> Iterator[str]:
+    """The images of folders in a store that are others than those listed: reading them tells no times."""
+    places: dict[int, Any] = {
+        number: held.path
+        for number, held in enumerate(listing.containers)
+        if held.is_folder and not isinstance(held.path, Path)
+    }
+    if places:
+        store = next(iter(places.values())).store.anew()
+        for images in listing.splits.values():
+            for name, held, changed in zip(images.names, images.container, images.changed, strict=True):
+                if held in places:
+                    image = type(places[held])(store, places[held].inner) / name
+                    if not image.is_file() or change_of(image.stat()) != changed:
+                        yield f"{image}: another image than was listed"
 
 
 def _images_fact(listing: Listing, split: Split) -> str:
@@ -150,9 +179,11 @@ def _shown(value: Any) -> str:
     return words + digest + letters[:_SHOWN_DIGITS]
 
 
-def _shown_state(state: list[int] | None) -> str:
+def _shown_state(state: list[int] | str | None) -> str:
     if state is None:
         return "not there"
+    if isinstance(state, str):
+        return _shown(state)
     try:
         when = f"{datetime.fromtimestamp(state[1] / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
     except (ValueError, OverflowError, OSError):

@@ -44,6 +44,7 @@ class PlannedSample:
     offset: int
     size: int
     patched: bool
+    changed: int  # of a file in a folder, see sources.images.change_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class SplitPlan:
                 offset=images.offset[i],
                 size=images.size[i],
                 patched=i in images.patched,
+                changed=images.changed[i],
             )
             for i in self.order[start : start + self.samples_per_shard].tolist()
         )

@@ -2,7 +2,8 @@
 
 While one image is decoded, those that follow are on their way: the system is told what of an archive will be read;
 files of a folder, and whatever lies in a store, are read by a few threads. What is on its way is bounded.
-An archive must be as it was listed before its first image is read, and still after the last one of a shard.
+An archive must be as it was listed whenever it is opened, and after a shard's last image where it still is open;
+`finish.py` looks at all of them again at the end. A file of a folder must be so when it has been read.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from .decode import STORED_LIMIT, BadImage
 from .plan import PlannedSample
 from .sources import Archive, BadSource, Container
+from .sources.images import change_of
 
 AHEAD_IMAGES = 32
 AHEAD_BYTES = 32_000_000
@@ -27,6 +29,7 @@ PAGE = 4096
 HINT_BYTES = 32 * PAGE  # Linux cuts a longer hint to the device's read-ahead, 128 KiB by default
 READERS = 16  # threads: a file of a folder costs a seek, a range of a store the time of an answer
 MOST_OPEN = 2 * AHEAD_IMAGES  # archives; more than those that the images on their way lie in
+_CHANGED = "the file was changed after it was listed"
 
 Take = Callable[[], bytes]  # gives the bytes of one image, or raises as `SourceReader.read`
 
@@ -91,13 +94,14 @@ class SourceReader:
         """
         if sample.size > STORED_LIMIT:
             raise BadImage(f"{sample.size:,} bytes; an image has up to {STORED_LIMIT:,}")
-        container = self._containers[sample.container]
+        container, changed = self._containers[sample.container], sample.changed
         try:
             if _is_remote(container):
                 data = self._read_remote(container, sample)
             elif container.is_folder:
                 with open(container.path / sample.name, "rb", buffering=0, opener=_at_once) as file:
                     data = _exactly(file.fileno(), sample.size + 1, 0)  # one more: it may have grown
+                    changed = change_of(os.fstat(file.fileno()))
             else:
                 data = _exactly(self._descriptor(container), sample.size, sample.offset)
         except PermissionError as error:
@@ -109,6 +113,8 @@ class SourceReader:
         if len(data) != sample.size:
             there = f"{len(data):,}" if len(data) < sample.size else "more"
             raise _failed(container, sample, f"{sample.size:,} bytes were listed, {there} are there")
+        if changed != sample.changed:
+            raise _failed(container, sample, _CHANGED)
         return data
 
     def forget(self, sample: PlannedSample) -> None:
@@ -151,7 +157,7 @@ class SourceReader:
     @staticmethod
     def _check(container: Container) -> None:
         if Container.state_of(container.path) != container.state:
-            raise OSError("the file was changed after it was listed")
+            raise OSError(_CHANGED)
 
     def _descriptor(self, container: Container) -> int:
         if (descriptor := self._open.get(container.path)) is not None:

@@ -2,7 +2,7 @@
 
 A file of a SHA-256 and NumPy's columns. With the listing goes what it hangs on: how the source was to be listed,
 the code that listed it, and the state of every folder and of every file that is no image. An image whose bytes are
-exchanged in its folder changes none of these; `reading.py` notices its size.
+exchanged in its folder changes none of these; `reading.py` notices its size or time.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from ....shards import ClassEntry, Split
 from ..tar import Kind, Member, members
 from .archive import Archive, opened, with_inner
 from .devkit import Devkit, read_devkit
+from .images import change_of
 from .layout import EVAL_IMAGE, INNER_TAR, WNID, Layout, beside
 from .listing import (
     BadSource,
@@ -206,7 +207,8 @@ class _Lister:
             elif not (folder / name).is_file():
                 self._refuse(split, self._label(folder), name, "no regular file")
             else:
-                images.add(name, container, 0, (folder / name).stat().st_size, number_label)
+                status = (folder / name).stat()
+                images.add(name, container, 0, status.st_size, number_label, change_of(status))
 
     def _outside_classes(self, split: Split, folder: Path) -> Iterator[str]:
         """Names of the split's images that lie in its folder, but in no folder of a synset."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ....shards import NO_LABEL
 
-COLUMNS = ("container", "offset", "size", "label")
+COLUMNS = ("container", "offset", "size", "label", "changed")
+_TIMES = 1 << 63  # what a column holds; files may be of any year
 
 
 class Names(Sequence[str]):
@@ -70,6 +71,16 @@ class Names(Sequence[str]):
         return names
 
 
+class _HasTime(Protocol):
+    @property
+    def st_mtime_ns(self) -> int: ...
+
+
+def change_of(status: _HasTime) -> int:
+    """Number that tells a file that was changed: its time of change (ns), or what a store gives in its place."""
+    return status.st_mtime_ns % _TIMES
+
+
 @dataclass(slots=True)
 class Images:
     """The images of one split in source order, in columns."""
@@ -80,21 +91,26 @@ class Images:
     offset: array[int] = field(default_factory=lambda: array("q"))
     size: array[int] = field(default_factory=lambda: array("q"))
     label: array[int] = field(default_factory=lambda: array("i"))
+    changed: array[int] = field(default_factory=lambda: array("q"))  # `change_of` a file; 0 in an archive
     patched: set[int] = field(default_factory=set)  # positions whose bytes come from the patch archive
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def add(self, name: str, container: int, offset: int, size: int, label: int = NO_LABEL) -> None:
+    def add(
+        self, name: str, container: int, offset: int, size: int, label: int = NO_LABEL, changed: int = 0
+    ) -> None:
         self.names.append(name)
         self.container.append(container)
         self.offset.append(offset)
         self.size.append(size)
         self.label.append(label)
+        self.changed.append(changed)
 
-    def replace(self, position: int, container: int, offset: int, size: int) -> None:
+    def replace(self, position: int, container: int, offset: int, size: int, changed: int) -> None:
         """Take the bytes of one image from elsewhere: from the patch archive."""
         self.container[position], self.offset[position], self.size[position] = container, offset, size
+        self.changed[position] = changed
         self.patched.add(position)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:

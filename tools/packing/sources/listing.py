@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ....shards import NO_LABEL, AlexshardError, ClassEntry, Split
-from .images import Images
+from .images import Images, change_of
 
 _SHOWN_NAME = 160  # characters of a name in a line for a person
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
@@ -163,7 +163,7 @@ def add_files(
         if not stat.S_ISREG(status.st_mode):
             listing.refusals.append(Refusal(split, held.label, name, "no regular file"))
             continue
-        images.add(name, container, 0, status.st_size, label)
+        images.add(name, container, 0, status.st_size, label, change_of(status))
     if passed_over:
         where = f"{held.label}/{within}"
         listing.remarks.append(f"passed over, having no image's ending: {passed_over:,} below {where}")

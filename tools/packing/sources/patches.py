@@ -11,9 +11,10 @@ from pathlib import Path
 from ....shards import Split
 from ..tar import Kind, members
 from .archive import opened
+from .images import change_of
 from .listing import Listing, bare_name
 
-Place = tuple[int, int, int]  # container, offset, size
+Place = tuple[int, int, int, int]  # container, offset, size, change
 
 
 def apply_patches(listing: Listing, path: Path, label: str) -> None:
@@ -38,7 +39,7 @@ def _in_archive(listing: Listing, path: Path, label: str) -> dict[tuple[str, str
         for member in members(archive.read_at, where=label, end=archive.size):
             folder, _, name = member.name.rpartition("/")
             if member.kind is Kind.FILE and bare_name(member.name) is not None:
-                patches[folder.rpartition("/")[2], name] = (container, member.offset, member.size)
+                patches[folder.rpartition("/")[2], name] = (container, member.offset, member.size, 0)
     return patches
 
 
@@ -50,5 +51,6 @@ def _in_folders(listing: Listing, path: Path, label: str) -> dict[tuple[str, str
             container = listing.add_container(folder, f"{label}/{split}", is_folder=True)
             for file in sorted(folder.iterdir()):
                 if file.is_file():
-                    patches[split.value, file.name] = (container, 0, file.stat().st_size)
+                    status = file.stat()
+                    patches[split.value, file.name] = (container, 0, status.st_size, change_of(status))
     return patches

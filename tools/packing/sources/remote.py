@@ -77,6 +77,12 @@ class RemoteStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         return _store, (type(self), self._address, self._options)
 
+    def anew(self) -> RemoteStore:
+        """The same store, all folders of which have just been asked for again."""
+        store = type(self)(self._address, **self._options)
+        store.walk()
+        return store
+
     def walk(self, on_folders: Callable[[int], object] = int) -> None:
         """Ask for all folders, many at a time, so that nobody waits for one after the other.
 
