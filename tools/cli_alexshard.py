@@ -172,7 +172,10 @@ def build(
             plan = packing.plan_build(settings, on_found=progress.advance)
         cost = None
         if (dry_run or plan.found >= packing.WORTH_TELLING) and not packing.is_complete(plan):
-            cost = packing.forecast(plan.listing.containers, plan.splits, image)
+            finished = () if restart else packing.finished_shards(plan)
+            cost = packing.forecast(
+                plan.listing.containers, plan.splits, image, workers=workers, finished=finished
+            )
         if dry_run:
             command = build_report.typed_command(click.get_current_context(), but=("dry_run",))
             free = packing.free_bytes(settings.out)
@@ -214,7 +217,7 @@ def _cluster(scheduler: str | None, hung_after: float) -> Iterator[Cluster | Non
     except ModuleNotFoundError as error:
         raise WrongCall(
             f"--scheduler needs the extra `cluster`: {error.name} is not installed",
-            remedy="pip install dask distributed",
+            remedy="pip install '.[cluster]' in the clone of alexshard",
         ) from None
 
     def tell(what: object) -> None:

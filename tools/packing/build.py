@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...shards import AlexshardError, ImageFormat, Manifest, ShardSet, Split, WrongCall
+from ...shards import AlexshardError, ImageFormat, Manifest, ShardName, ShardSet, Split, WrongCall
 from .decode import decoder_versions, decoding
 from .finish import finish
 from .identity import Identity, identity_of
@@ -375,6 +375,12 @@ def is_complete(plan: BuildPlan) -> bool:
 def half_built_state(plan: BuildPlan) -> HalfBuilt | None:
     """What the output holds of an unfinished build, if it holds one; nothing is changed."""
     return half_built(Output(plan.settings.out), plan.splits, plan.identity)
+
+
+def finished_shards(plan: BuildPlan) -> tuple[ShardName, ...]:
+    """What a build of this plan would take over, by the look of it."""
+    there = half_built_state(plan)
+    return there.finished if there and not there.differences else ()
 
 
 def build_facts(settings: BuildSettings, listing: Listing, splits: dict[Split, SplitPlan]) -> dict[str, Any]:

@@ -38,9 +38,13 @@ class Kept:
 class HalfBuilt:
     """What an output holds of an unfinished build, by the look of it: nothing is read through."""
 
-    shards: int  # with a record
+    finished: tuple[ShardName, ...]  # shards with a record
     images: int
     differences: tuple[str, ...]  # to the build that is asked for; empty: it would continue
+
+    @property
+    def shards(self) -> int:
+        return len(self.finished)
 
 
 def names_of(splits: dict[Split, SplitPlan]) -> Iterator[ShardName]:
@@ -59,9 +63,9 @@ def half_built(output: Output, splits: dict[Split, SplitPlan], identity: Identit
     if not output.plan.exists():
         return None
     differences = identity.differences(Identity.load(output.plan))
-    finished = [name for name in names_of(splits) if record_path(output.work, name).exists()]
+    finished = tuple(name for name in names_of(splits) if record_path(output.work, name).exists())
     images = sum(planned_images(splits, name) for name in finished)
-    return HalfBuilt(len(finished), images, tuple(differences))
+    return HalfBuilt(finished, images, tuple(differences))
 
 
 def continue_build(output: Output, identity: Identity, *, restart: bool) -> None:
