@@ -199,12 +199,12 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     source = ilsvrc(tmp_path / "source", train)
 
     sets = []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         pack(source, tmp_path / str(workers), samples_per_shard=3, workers=workers, max_bad="1")
         sets.append(files_of(tmp_path / str(workers)))
 
     assert len(sets[0]) > 20
-    assert sets[0] == sets[1] == sets[2]
+    assert sets[0] == sets[1]
 
 
 def test_extracted_and_archived_sources_give_the_same_shards(tmp_path):
@@ -695,7 +695,7 @@ def test_whatever_ends_a_worker_is_told_with_its_shard_and_image(tmp_path, image
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_with_its_code_and_no_set(tmp_path, number, code):
-    source = ilsvrc(tmp_path / "source", named_images(400))
+    source = ilsvrc(tmp_path / "source", named_images(150))
     command = alexshard(
         "build", source, "--out", tmp_path / "set", "--size", 32, "--samples-per-shard", 4, "-j", 2
     )
@@ -714,7 +714,7 @@ def test_a_signal_ends_the_command_with_its_code_and_no_set(tmp_path, number, co
 
 
 def test_after_the_coordinator_is_killed_its_workers_end_and_the_next_build_is_whole(tmp_path):
-    source = ilsvrc(tmp_path / "source", named_images(400))
+    source = ilsvrc(tmp_path / "source", named_images(150))
     options = ("--size", 32, "--samples-per-shard", 4, "-j", 2)
     command = alexshard("build", source, "--out", tmp_path / "set", *options)
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
