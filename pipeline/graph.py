@@ -74,7 +74,7 @@ def dali() -> Any:
         raise NoDali(
             f"the loader needs NVIDIA DALI, which cannot be imported: {error}",
             why="decoding on the card, cropping, mirroring and subtracting the mean are one DALI graph",
-            remedy="pip install 'alexshard[cuda13]' (or cuda12); its CPU operators need no card",
+            remedy="pip install '.[cuda13]' (or cuda12) in the clone of alexshard; its CPU operators need no card",
         ) from None
     return nvidia.dali
 

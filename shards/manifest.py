@@ -182,7 +182,7 @@ class Manifest:
             raise BadManifest(
                 f"{path} is of format version {fields.get('version')}, this alexshard reads version {VERSION}",
                 why="a later version may mean other things by the same fields",
-                remedy="pip install --upgrade alexshard, or build the set again",
+                remedy="take the alexshard that built it, or build the set again",
             )
         found = _DIGEST.findall(text)
         if len(found) != 1:

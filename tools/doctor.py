@@ -49,6 +49,9 @@ def examine() -> list[Finding]:
         ("torch", _torch),
         ("gpu", _gpu),
         ("tensorboard", _tensorboard),
+        ("dask", lambda: _extra("dask", "distributed", "cluster", "build packs on this machine alone")),
+        ("s3fs", lambda: _extra("s3fs", "s3fs", "s3", "nothing is read from s3:// or written there")),
+        ("gcsfs", lambda: _extra("gcsfs", "gcsfs", "gcs", "nothing is read from gs:// or written there")),
         ("disk", _disk),
     ]
     return [_safely(about, look) for about, look in looks]
@@ -92,7 +95,9 @@ def _packing() -> Finding:
         importlib.import_module("alexshard.tools.packing._square")
     except ImportError:
         found = "its loops in C were not compiled: Pillow and NumPy do the same, a fifth slower"
-        return Finding("packing", NOTE, found, f"have a C compiler, then {_reinstall('alexshard')}")
+        command = "pip install --no-deps --force-reinstall --editable ."
+        remedy = f"have a C compiler, then {command} in the clone of alexshard"
+        return Finding("packing", NOTE, found, remedy)
     return Finding("packing", OK, f"loops in C{', AVX2' if _cpu_has_avx2() else ''}")
 
 
@@ -188,6 +193,15 @@ def _tensorboard() -> Finding:
     except PackageNotFoundError:
         found = "not installed: runs keep their figures in metrics.jsonl alone"
         return Finding("tensorboard", NOTE, found, "pip install tensorboard")
+
+
+def _extra(name: str, module: str, extra: str, without: str) -> Finding:
+    """A library that only some work asks for."""
+    finding = _package(name, module)
+    if finding.status == PROBLEM:
+        remedy = f"pip install '.[{extra}]' in the clone of alexshard"
+        return Finding(name, NOTE, f"not installed: {without}", remedy)
+    return finding
 
 
 def _disk() -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 from alexshard.tools import doctor
@@ -21,7 +21,7 @@ def findings():
 def test_everything_it_stands_on_is_looked_at(findings):
     assert set(findings) == {
         "python", "machine", "numpy", "packing", "pillow", "simplejpeg", "scipy",
-        "webdataset", "dali", "torch", "gpu", "tensorboard", "disk",
+        "webdataset", "dali", "torch", "gpu", "tensorboard", "dask", "s3fs", "gcsfs", "disk",
     }  # fmt: skip
 
 
@@ -58,6 +58,26 @@ def test_loops_that_were_not_compiled_are_noted(monkeypatch):
 
     assert finding.status == doctor.NOTE
     assert "Pillow and NumPy do the same" in finding.found
+    assert finding.remedy.endswith("--editable . in the clone of alexshard")
+
+
+@pytest.mark.parametrize(("name", "extra"), [("dask", "cluster"), ("s3fs", "s3"), ("gcsfs", "gcs")])
+def test_a_library_that_only_some_work_asks_for_is_noted_where_it_is_absent(monkeypatch, name, extra):
+    def absent(_name: str) -> str:
+        raise doctor.PackageNotFoundError(_name)
+
+    def finding() -> doctor.Finding:
+        return next(finding for finding in doctor.examine() if finding.about == name)
+
+    try:
+        assert finding().found == version(name)
+    except PackageNotFoundError:
+        assert finding().status == doctor.NOTE
+    monkeypatch.setattr(doctor, "version", absent)
+
+    assert finding().status == doctor.NOTE
+    assert finding().found.startswith("not installed: ")
+    assert finding().remedy == f"pip install '.[{extra}]' in the clone of alexshard"
 
 
 def test_a_missing_dali_is_a_problem_and_both_builds_at_once_are_one(monkeypatch):

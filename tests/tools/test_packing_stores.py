@@ -157,7 +157,7 @@ def test_a_missing_extra_is_told():
     told = run(sys.executable, "-c", WITHOUT_S3FS)
 
     assert "s3://bucket/a needs a library that is not installed" in told
-    assert "what to do: pip install 'alexshard[s3]'" in told
+    assert "what to do: pip install '.[s3]' in the clone of alexshard" in told
 
 
 WITHOUT_S3FS = """
@@ -717,7 +717,7 @@ def test_a_second_build_on_the_same_prefix_is_told_who_is_at_work(s3, source, en
     ("address", "said"),
     [
         ("s3://no-such-bucket/a", "there is no bucket no-such-bucket"),
-        ("gs://bucket/a", "pip install 'alexshard[gcs]'"),
+        ("gs://bucket/a", "pip install '.[gcs]' in the clone of alexshard"),
         ("s3://user:pa55word@bucket/a", "s3://***@bucket/a holds credentials"),
     ],
 )

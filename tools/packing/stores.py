@@ -27,7 +27,7 @@ _S3 = {"s3", "s3a"}
 _GOOGLE = {"gs", "gcs"}
 _OBJECT_STORES = {*_S3, *_GOOGLE, "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
 _HERE = {"file", "local"}
-_EXTRAS = {**dict.fromkeys(_S3, "alexshard[s3]"), **dict.fromkeys(_GOOGLE, "alexshard[gcs]")}
+_EXTRAS = {**dict.fromkeys(_S3, "s3"), **dict.fromkeys(_GOOGLE, "gcs")}
 _MD5 = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
 
@@ -87,7 +87,9 @@ class Store:
             extra = _EXTRAS.get(self.protocol)
             raise WrongCall(
                 f"{self.shown} needs a library that is not installed: {self._patience.said(error)}",
-                remedy=f"pip install '{extra}'" if extra else "install what fsspec asks for",
+                remedy=f"pip install '.[{extra}]' in the clone of alexshard"
+                if extra
+                else "install what fsspec asks for",
             ) from None
         except ValueError as error:
             raise WrongCall(
