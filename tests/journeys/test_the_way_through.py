@@ -164,7 +164,9 @@ def test_the_demo_goes_all_the_way_and_its_network_has_learnt(make_desk, monkeyp
     said = desk.type("tools/demo").stdout
 
     commands = [words.split()[:2] for words in re.findall(r"\$ (\S+ \S+)", said)]
-    assert [command[1] for command in commands[:-1]] == ["sample", "build", "verify", "info", "run", "eval"]
+    assert [command[1] for command in commands[:-1]] == [
+        *("sample", "build", "verify", "info", "info", "show", "run", "eval"),
+    ]
     assert commands[-1][0].endswith("tools/bench_loader")
     error = re.search(r"top-1 error +(\S+) %", said)
     assert error is not None
