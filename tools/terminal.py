@@ -165,7 +165,7 @@ class Progress:
         rate = (self.done - self.skipped) / elapsed
         of = "" if self.total is None else f"/{self.total:,}"
         self._told = self.done
-        pace = f"{rate:,.0f} {self.unit}/s" if rate >= 1 else f"{duration(1 / max(rate, 1e-9))} each"
+        pace = f"{duration(1 / rate)} each" if 0 < rate < 1 else f"{rate:,.0f} {self.unit}/s"
         line = f"{self.title} {self.done:,}{of} {self.unit}, {pace}"
         if self.total is not None and self.done < self.total:
             line += f", {duration((self.total - self.done) / max(rate, 1e-9))} left"
