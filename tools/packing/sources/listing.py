@@ -135,7 +135,7 @@ def no_images(where: str) -> BadSource:
         f"the class {where} holds no image",
         where=f"looked for {', '.join(IMAGE_ENDINGS)}",
         why="a class without images cannot be learnt, and may be none",
-        remedy="fill it or remove it",
+        remedy="put its images there, or move it out of the source",
     )
 
 
