@@ -54,6 +54,10 @@ from tests.tools.drawn import (
 
 STORED = ImageFormat(64, "jpeg", 90, "4:2:0")
 SIDES = {"cifar": 32}
+CLASSES_DIFFER = (
+    "classes: 3 -> 3, the first to differ: n00000002 (devkit id 3, words of n00000002) -> "
+    "n00000002 (devkit id 1, words of n00000002)"
+)
 
 
 def packed_images(folder: Path, split: str) -> dict[str, tuple[bytes, int]]:
@@ -348,10 +352,45 @@ def test_a_complete_set_is_never_overwritten(tmp_path):
     pack(source, tmp_path / "set")
     before = files_of(tmp_path / "set")
 
-    with pytest.raises(WrongCall, match="is a shard set already"):
-        pack(source, tmp_path / "set", seed=1)
+    with pytest.raises(WrongCall, match="is a shard set already") as caught:
+        pack(source, tmp_path / "set", seed=1, image=STORED)
 
+    assert caught.value.what.splitlines()[1:] == ["    image.side: 32 -> 64", "    seed: 0 -> 1"]
     assert files_of(tmp_path / "set") == before
+
+
+def test_a_complete_set_of_another_source_is_told_from_this_one_by_what_differs(tmp_path):
+    images = named_images()
+    pack(ilsvrc(tmp_path / "source", images), tmp_path / "set", samples_per_shard=20)
+    fewer = images | {"n00000001": [("n00000001_9.JPEG", data) for _, data in images["n00000001"][:1]]}
+    same_counts = images | {"n00000001": [(f"0-{name}", data) for name, data in images["n00000001"]]}
+
+    for train, ids, difference in (
+        (fewer, None, "images of train: 12 -> 9"),
+        (images, {**DEVKIT_IDS, "n00000002": 1, "n00000003": 3}, CLASSES_DIFFER),
+        (same_counts, None, "names, sizes, labels or places of the images"),
+    ):
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+        with pytest.raises(WrongCall) as caught:
+            pack(ilsvrc(tmp_path / "other", train, ids=ids), tmp_path / "set", samples_per_shard=20)
+        assert caught.value.what.splitlines()[1:] == [f"    {difference}"]
+
+
+def test_all_differences_to_an_unfinished_build_are_named_settings_first_and_digests_last(tmp_path):
+    source, out = ilsvrc(tmp_path / "source", {"n00000001": [("n00000001_1.JPEG", b"")]}, val=0), tmp_path / "set"
+    with pytest.raises(TooManyBad):
+        pack(source, out, max_bad="0")
+
+    with pytest.raises(WrongCall) as caught:
+        pack(ilsvrc(tmp_path / "other"), out, image=ImageFormat(48, "raw"), seed=1, exact=True)
+
+    told = [line.split(":")[0].strip() for line in caught.value.what.splitlines()[1:]]
+    assert told == [
+        "splits",
+        *("image.side", "image.encoding", "image.quality", "image.subsampling"),
+        *("seed", "samples_per_shard.train", "decoding", "samples_per_shard.val"),
+        *("classes", "images of train", "images of val"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "train-000000.tar", ".build/notes.txt"])

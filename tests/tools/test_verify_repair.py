@@ -243,6 +243,17 @@ def test_a_source_of_the_same_counts_but_other_images_is_refused_too(folders, tm
     assert identities(made) == before
 
 
+def test_other_classes_are_refused_by_the_first_that_differs(folders, tmp_path):
+    made, other = tmp_path / "made", shutil.copytree(folders, tmp_path / "other")
+    run(*alexshard("build", folders, "--out", made, "--size", 16, "--max-bad", 3))
+    (other / "train" / "b").rename(other / "train" / "bees")
+    cut(made / "train-000000.tar")
+    done = repair(made, other)
+
+    assert done.returncode == 2
+    assert "the first to differ: b -> bees" in done.stderr
+
+
 def test_another_codec_is_refused_by_its_name(copied, source):
     manifest = Manifest.load(copied)
     facts = {**manifest.build, "resampler": "another 1.0"}

@@ -17,7 +17,7 @@ from ... import __version__
 from ...shards import AlexshardError, ImageFormat, Manifest, ShardName, ShardSet, Split, WrongCall
 from .decode import decoder_versions, decoding
 from .finish import finish
-from .identity import Identity, identity_of
+from .identity import Identity, differences_to_set, identity_of
 from .output import WORK_NAME, Output, check_apart, check_finished, check_output, check_space, locked_output
 from .plan import SplitPlan, plan_splits, sample_bytes
 from .prefix import MARK_NAME, check_prefix, published
@@ -91,6 +91,10 @@ class BuildPlan:
             images = min(images, 2 * (workers + UPLOADS) * shard_bytes)
         spools = min(workers, self.num_shards) * shard_bytes if shard_bytes > SPOOL_BYTES else 0
         return round((images + spools) * _SPACE_MARGIN) + sums
+
+    def differences(self, manifest: Manifest) -> list[str]:
+        """What a finished set is about and this build is not."""
+        return differences_to_set(manifest, self.identity, self.listing.classes)
 
     @property
     def num_shards(self) -> int:
@@ -198,19 +202,20 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
         )
     facts = build_facts(settings, listing, splits)
     identity = identity_of(listing, settings.image, facts, reference.digest if reference else None)
-    _finished(settings, identity.digest)
-    return BuildPlan(settings, listing, splits, reference, facts, identity)
+    plan = BuildPlan(settings, listing, splits, reference, facts, identity)
+    is_complete(plan)
+    return plan
 
 
-def _finished(settings: BuildSettings, plan: str) -> bool:
-    """Whether the finished set of the plan is where this build would put it.
+def is_complete(plan: BuildPlan) -> bool:
+    """Whether the finished set of this plan is where its build would put it.
 
     Raises:
         WrongCall: the finished set of another plan is there.
     """
-    if settings.store is not None:
-        return published(settings.store, plan) is not None
-    return check_finished(settings.out, plan)
+    if plan.settings.store is not None:
+        return published(plan.settings.store, plan.identity.digest, plan.differences) is not None
+    return check_finished(plan.settings.out, plan.identity.digest, plan.differences)
 
 
 def build(
@@ -239,13 +244,13 @@ def build(
         Whatever is raised, nothing looks like a shard set, and the same call continues.
     """
     settings, began = plan.settings, Usage.now()
-    if _finished(settings, plan.identity.digest) and not (settings.out / WORK_NAME).exists():
+    if is_complete(plan) and not (settings.out / WORK_NAME).exists():
         return _complete_already(plan, began)
     workers = min(workers, plan.num_shards)
     if not restart:
         check_space(settings.out, plan.needed_bytes(workers))
     with locked_output(settings.out, settings.source) as output:
-        if _finished(settings, plan.identity.digest):
+        if is_complete(plan):
             output.complete = True
             return _complete_already(plan, began)
         continue_build(output, plan.identity, restart=restart)
@@ -347,7 +352,7 @@ def _complete_already(plan: BuildPlan, began: Usage) -> BuildReport:
         AlexshardError: files of it are missing or of other sizes.
     """
     if plan.settings.store is not None:
-        manifest = published(plan.settings.store, plan.identity.digest)
+        manifest = published(plan.settings.store, plan.identity.digest, plan.differences)
         assert manifest is not None
         plan.settings.store.remove(MARK_NAME)  # of a build that ended between its manifest and this
         return BuildReport(manifest, was_complete=True, usage=Usage.now() - began)
@@ -365,11 +370,6 @@ def _complete_already(plan: BuildPlan, began: Usage) -> BuildReport:
                 remedy=f"alexshard verify {out} names all that is wrong, and --repair mends it",
             )
     return BuildReport(manifest, was_complete=True, usage=Usage.now() - began)
-
-
-def is_complete(plan: BuildPlan) -> bool:
-    """Whether the output holds the finished set of this plan."""
-    return _finished(plan.settings, plan.identity.digest)
 
 
 def half_built_state(plan: BuildPlan) -> HalfBuilt | None:

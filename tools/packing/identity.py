@@ -13,14 +13,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ...shards import AlexshardError, ImageFormat, Split, appearing_whole
+from ...shards import AlexshardError, ClassEntry, ImageFormat, Manifest, Split, appearing_whole
 from .sources import Container, Images, Listing
 from .sources.images import change_of
 
 _SHOWN_DIGITS = 12  # of a digest, in a message
+_SHOWN_WORDS = 40  # characters of a class's words, in a message
+_DIGEST = ", digest "  # in a fact, before what a person cannot compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,9 @@ class Identity:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode("ascii")).hexdigest()
 
     def differences(self, earlier: Identity) -> list[str]:
-        """What an earlier build was about and this one is not, one line for each."""
+        """What an earlier build was about and this one is not, one line for each; settings first, digests last."""
         lines = _differences(earlier.facts, self.facts, _shown)
+        lines.sort(key=lambda line: _DIGEST in line)
         if not lines:
             lines = _differences(earlier.states, self.states, _shown_state)
         return lines
@@ -77,13 +81,10 @@ def identity_of(
     classes = hashlib.sha256(json.dumps([asdict(entry) for entry in listing.classes]).encode("ascii")).hexdigest()
     facts: dict[str, Any] = {
         "splits": ", ".join(listing.splits),
-        "classes": f"{len(listing.classes):,}, digest {classes}",
+        "classes": f"{len(listing.classes):,}{_DIGEST}{classes}",
         **{f"images of {split}": _images_fact(listing, split) for split in listing.splits},
-        **dict(_flat("image", asdict(image))),
-        "statistics_from": statistics_from,
+        **_settings(image, statistics_from, build_facts),
     }
-    for name, value in build_facts.items():
-        facts |= _flat(name, value)
     archives = {_archive(held): list(held.state) for held in listing.containers if not held.is_folder}
     return Identity(facts, {**archives, **dict(_times_of_change(listing))})
 
@@ -94,6 +95,52 @@ def _times_of_change(listing: Listing) -> Iterator[tuple[str, str]]:
         if any(listing.containers[held].is_folder for held in set(images.container)):
             digest = hashlib.sha256(images.changed.tobytes()).hexdigest()
             yield f"images of {split}", f"times of change, digest {digest}"
+
+
+def _settings(image: ImageFormat, statistics_from: str | None, build_facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **dict(_flat("image", asdict(image))),
+        "statistics_from": statistics_from,
+        **dict(_flat("", build_facts)),
+    }
+
+
+def differences_to_set(manifest: Manifest, now: Identity, classes: tuple[ClassEntry, ...]) -> list[str]:
+    """What a finished set is about and a build is not, one line for each; empty: nothing, as far as one can tell.
+
+    Args:
+        classes: of the build.
+    """
+    told = manifest.statistics.source
+    facts = {name: value for name, value in manifest.build.items() if name != "plan"}
+    earlier = {
+        "splits": ", ".join(manifest.splits),
+        **_settings(manifest.image, None if told == Split.TRAIN else told, facts),
+        **{f"images of {name}": _count(entry.found, entry.labelled) for name, entry in manifest.splits.items()},
+    }
+    counts = {f"images of {name}" for name in Split}
+    known = {
+        name: value.partition(_DIGEST)[0] if name in counts else value
+        for name, value in now.facts.items()
+        if name != "classes"
+    }
+    lines = _differences(earlier, known, _shown)
+    if manifest.classes != classes:
+        lines.append(_class_difference(manifest.classes, classes))
+    if not lines and manifest.build.get("plan", now.digest) != now.digest:
+        lines.append("names, sizes, labels or places of the images")
+    return lines
+
+
+def _class_difference(earlier: tuple[ClassEntry, ...], now: tuple[ClassEntry, ...]) -> str:
+    was, is_now = next(pair for pair in zip_longest(earlier, now) if pair[0] != pair[1])
+    if was and is_now and was.synset == is_now.synset:
+        first = " -> ".join(
+            f"{each.synset} (devkit id {each.devkit_id}, {each.words[:_SHOWN_WORDS]})" for each in (was, is_now)
+        )
+    else:
+        first = " -> ".join(each.synset if each else "none" for each in (was, is_now))
+    return f"classes: {len(earlier):,} -> {len(now):,}, the first to differ: {first}"
 
 
 def _archive(container: Container) -> str:
@@ -142,8 +189,11 @@ def _images_fact(listing: Listing, split: Split) -> str:
     refusals = [asdict(refusal) for refusal in listing.refusals if refusal.split == split]
     digest = _images_digest(images, listing.containers)
     digest.update(json.dumps(refusals).encode("ascii"))
-    kind = "" if images.labelled else " unlabelled"
-    return f"{listing.found(split):,}{kind}, digest {digest.hexdigest()}"
+    return f"{_count(listing.found(split), images.labelled)}{_DIGEST}{digest.hexdigest()}"
+
+
+def _count(found: int, labelled: bool) -> str:
+    return f"{found:,}{'' if labelled else ' unlabelled'}"
 
 
 def _images_digest(images: Images, containers: list[Container]) -> Any:
@@ -159,7 +209,7 @@ def _images_digest(images: Images, containers: list[Container]) -> Any:
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flat(f"{name}.{key}", item)
+            yield from _flat(f"{name}.{key}" if name else key, item)
     else:
         yield name, value
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,21 +133,27 @@ def finished_plan(out: Path) -> str | None:
         return ""
 
 
-def check_finished(out: Path, plan: str) -> bool:
+def check_finished(out: Path, plan: str, differences: Callable[[Manifest], Sequence[str]]) -> bool:
     """Whether a folder holds the finished set of a plan.
+
+    Args:
+        differences: of another set to the plan, for the message.
 
     Raises:
         WrongCall: it holds the finished set of another one.
     """
     finished = finished_plan(out)
-    if finished not in (None, plan):
+    if finished == "":
         raise already_a_set(out)
+    if finished not in (None, plan):
+        raise already_a_set(out, differences(Manifest.load(out)))
     return finished is not None
 
 
-def already_a_set(out: Path) -> WrongCall:
+def already_a_set(out: Path, differences: Sequence[str] = ()) -> WrongCall:
+    what = f"{out} is a shard set already, made by another command"
     return WrongCall(
-        f"{out} is a shard set already, made by another command",
+        "\n    ".join((f"{what} (set -> now):", *differences)) if differences else what,
         why="a set is never overwritten: checkpoints may refer to it",
         remedy=f"use it (alexshard info {out}), remove it, or choose another folder with --out",
     )

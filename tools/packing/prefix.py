@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,8 +67,11 @@ def check_prefix(store: Store) -> Manifest | None:
     return None
 
 
-def published(store: Store, plan: str) -> Manifest | None:
+def published(store: Store, plan: str, differences: Callable[[Manifest], Sequence[str]]) -> Manifest | None:
     """The manifest of the finished set of a plan, if that is what lies below the prefix.
+
+    Args:
+        differences: of another set to the plan, for the message.
 
     Raises:
         WrongCall: the finished set of another plan lies there, or other things.
@@ -77,8 +81,9 @@ def published(store: Store, plan: str) -> Manifest | None:
     if manifest is None:
         return None
     if manifest.build.get("plan") != plan:
+        what = f"{store.shown} is a shard set already, made by another command (set -> now):"
         raise WrongCall(
-            f"{store.shown} is a shard set already, made by another command",
+            "\n    ".join((what, *differences(manifest))),
             why="a set is never overwritten: checkpoints may refer to it",
             remedy="use it, remove it, or choose another prefix with --out",
         )

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ...shards import (
     MANIFEST_NAME,
@@ -40,7 +39,7 @@ from ...shards import (
 from .build import BuildSettings, build_facts
 from .decode import decoding
 from .disk import writing
-from .identity import identity_of
+from .identity import differences_to_set, identity_of
 from .lock import locked
 from .output import REPAIR_NAME, Output, free_bytes, tidy
 from .plan import SplitPlan, plan_splits
@@ -52,7 +51,7 @@ from .sources import Listing, list_source
 from .statistics import PixelSums
 from .workers import Job, pack_shards
 
-_SHOWN = 5  # differences in a message
+_SHOWN = 5  # files in a message
 _SIDE_FILES = (SAMPLES_NAME, MEAN_IMAGE_NAME, QUARANTINE_NAME)  # that a source can give
 
 
@@ -209,41 +208,15 @@ def _from_source(
     )
     now = build_facts(settings, listing, splits)
     reference = None if manifest.statistics.source == Split.TRAIN else manifest.statistics.source
-    digest = identity_of(listing, manifest.image, now, reference).digest
-    if differences := _differences(manifest, listing, now, digest):
-        more = [f"and {len(differences) - _SHOWN:,} more"] if len(differences) > _SHOWN else []
+    identity = identity_of(listing, manifest.image, now, reference)
+    if differences := differences_to_set(manifest, identity, listing.classes):
         raise WrongCall(
-            "\n    ".join(
-                (f"{source} does not give the bytes of this set again (set -> now):", *differences[:_SHOWN], *more)
-            ),
+            "\n    ".join((f"{source} does not give the bytes of this set again (set -> now):", *differences)),
             where=f"needed for {', '.join(sorted(lost)[:_SHOWN])}",
             why="a shard made of other images, or by other code, has other bytes than the manifest promises",
             remedy="repair with the archives and versions the set was built with, or build it again elsewhere",
         )
     return FromSource(listing, splits, lost, tuple(_shards_for(manifest, splits, lost)))
-
-
-def _differences(manifest: Manifest, listing: Listing, now: Mapping[str, Any], digest: str) -> list[str]:
-    """What is not as it was when the set was built, one line for each."""
-    earlier = {name: value for name, value in manifest.build.items() if name != "plan"}
-    lines = [
-        f"{name}: {earlier.get(name, 'not told')} -> {now.get(name, 'none')}"
-        for name in {**earlier, **now}
-        if earlier.get(name) != now.get(name)
-    ]
-    for name, split in manifest.splits.items():
-        if split.found != listing.found(Split(name)):
-            lines.append(f"images of {name}: {split.found:,} -> {listing.found(Split(name)):,}")
-    if manifest.classes != listing.classes:
-        lines.append(f"classes: {_classes(manifest.classes)} -> {_classes(listing.classes)}")
-    if not lines and manifest.build.get("plan", digest) != digest:
-        lines.append("names, sizes, labels or places of the images")
-    return lines
-
-
-def _classes(classes: tuple[Any, ...]) -> str:
-    shown = ", ".join(entry.synset for entry in classes[:3])
-    return f"{len(classes):,} ({shown}{', …' if len(classes) > 3 else ''})"
 
 
 def _shards_for(manifest: Manifest, splits: dict[Split, SplitPlan], lost: frozenset[str]) -> Iterator[ShardName]:

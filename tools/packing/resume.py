@@ -21,7 +21,7 @@ from .publish import sent_path
 from .shard import ShardRecord, file_sha256, record_path, sums_path
 from .sources import Refusal
 
-_SHOWN = 5  # differences in a message
+_SHOWN = 40  # differences in a message: all settings, and of a thousand archives the first
 _DAMAGED = (AlexshardError, ValueError, KeyError, TypeError, OSError)  # what a record that is not sound raises
 
 
