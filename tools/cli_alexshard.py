@@ -278,8 +278,8 @@ def show(
 ) -> None:
     """Draw a contact sheet of the shard set in DIR: pictures with their class names.
 
-    The pictures are drawn at random by --seed and sorted by label. With --augmented each comes with the crops,
-    mirrors and colour jitter that the loader gives it in the first epochs.
+    The pictures are drawn by --seed from each class in turn, and sorted by label. With --augmented each comes with
+    the crops, mirrors and colour jitter that the loader gives it in the first epochs.
     """
     from .show import Wish, show
 
