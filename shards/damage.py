@@ -30,7 +30,7 @@ class Problem:
     key: str | None = None
 
     def __str__(self) -> str:
-        at = "" if self.offset is None else f" at byte {self.offset}"
+        at = "" if self.offset is None else f" at byte {self.offset:,}"
         of = "" if self.key is None else f", sample {self.key}"
         return printable(f"{self.file}{at}{of}: {self.what}")
 

@@ -67,8 +67,8 @@ def plan_text(
                     **_there_text(plan),
                     **({"reading": reading_text(cost, workers)} if cost else {}),
                     "images": image_text(plan),
-                    "bad images": f"at most {plan.settings.max_bad.allowed(plan.found):,} of {plan.found:,} may be "
-                    f"left out (--max-bad {plan.settings.max_bad}); every image is decoded to tell",
+                    "bad images": f"at most {plan.settings.max_bad.allowed(plan.found):,} of {plan.found:,} "
+                    f"may be left out (--max-bad {plan.settings.max_bad}); every image is decoded to tell",
                 }
             ),
             *_listed(plan.listing.remarks, plan.listing.refusals),

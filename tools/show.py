@@ -185,7 +185,7 @@ def decoded(shard_set: ShardSet, index: SplitIndex, stored: ShardBytes, position
         shard = index.shards[int(index.shard[position])]
         raise CorruptShardSet(
             f"sample {index.keys[position]} cannot be decoded: {error}",
-            where=f"{shard} at byte {int(index.offset[position])}",
+            where=f"{shard} at byte {int(index.offset[position]):,}",
             why="training would stop here",
             remedy=f"alexshard verify {_pasted(shard_set.path)}",
         ) from None

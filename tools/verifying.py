@@ -77,14 +77,21 @@ def verified(folder: Path, *, deep: bool, source: str | None) -> Verified:
 
 
 def _surface(path: Path, manifest: Manifest) -> list[Problem]:
-    shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
-    with Progress("verify", len(shards), "shards") as progress:
+    sizes = {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
+    done = 0
+    with Progress("verify", _megabytes(sum(sizes.values())), "MB") as progress:
 
-        def count(name: str, _size: int) -> None:
-            if name in shards:
-                progress.advance(note=name)
+        def count(name: str, size: int) -> None:
+            nonlocal done
+            if name in sizes:
+                done += size
+                progress.advance(_megabytes(done) - progress.done, note=name)
 
         return verify_shard_set(path, on_file=count)
+
+
+def _megabytes(size: int) -> int:
+    return -(-size // 1_000_000)
 
 
 def _repaired(path: Path, source: str, problems: list[Problem]) -> list[str]:

@@ -361,5 +361,5 @@ def test_of_a_file_that_is_far_too_long_no_more_is_read_than_was_promised(tiny: 
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert told == [f"classes.txt at byte {length}: goes on for {10**12 - length:,} bytes after its end"]
+    assert told == [f"classes.txt at byte {length:,}: goes on for {10**12 - length:,} bytes after its end"]
     assert peak < 20e6

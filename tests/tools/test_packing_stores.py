@@ -151,6 +151,16 @@ def test_a_server_that_is_not_there_is_told(s3_here, monkeypatch):
         with pytest.raises(AlexshardError, match="cannot be reached") as failed:
             opened(s3_here).listing()
     assert failed.value.exit_code == 1
+    assert "AWS_ENDPOINT_URL" in failed.value.remedy
+
+
+def test_the_endpoint_of_s3_is_no_remedy_for_another_store():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with pytest.raises(AlexshardError, match="cannot be reached") as failed:
+            Store(f"http://127.0.0.1:{nobody.getsockname()[1]}/foo", pauses=()).listing()
+
+    assert "AWS" not in failed.value.remedy
 
 
 def test_a_missing_extra_is_told():
@@ -666,7 +676,8 @@ def test_the_same_command_on_a_finished_set_is_done_and_another_is_refused(s3, s
         s3.server.put(f"sets/a/{name}", data)
 
     assert "complete already" in told(command, environment)
-    assert "is a shard set already" in told([*command, "--seed", "1"], environment, code=2)
+    another = told([*command, "--seed", "1"], environment, code=2)
+    assert "is a shard set already, made by another command (set -> now):\n    seed: 0 -> 1\n" in another
     assert s3.server.objects("sets/a") == local
     s3.server.put("sets/a/train-000003.tar", b"cut")
     said = told(command, environment, code=1)

@@ -216,7 +216,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_and_nothing_is_written(sample
 
     assert done.returncode == 1
     assert f"sample {index.keys[0]} cannot be decoded" in done.stderr
-    assert f"at byte {int(index.offset[0])}" in done.stderr
+    assert f"at byte {int(index.offset[0]):,}" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,6 +48,8 @@ def test_a_sound_set_is_called_sound_and_the_exit_code_is_0(sample_set, depth):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{sample_set}: sound; 240 samples")
     assert len(done.stdout.splitlines()) == 1
+    megabytes = -(-sum(path.stat().st_size for path in sample_set.glob("*.tar")) // 1_000_000)
+    assert re.match(rf"verify {megabytes}/{megabytes} MB, .*\.tar\n", done.stderr)
 
 
 def test_where_the_system_does_not_tell_which_cores_are_ours_all_are_used(sample_set, monkeypatch):
@@ -81,7 +84,7 @@ def test_a_flipped_bit_is_one_line_with_file_byte_and_key_and_exit_code_1(copied
 
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
-        f"val-000000.tar at byte {byte}, sample {index.keys[7]}: in its image, "
+        f"val-000000.tar at byte {byte:,}, sample {index.keys[7]}: in its image, "
         f"bit 0 is flipped: 0x{was ^ 1:02x} where 0x{was:02x} was written"
     ]
     assert f"alexshard verify {copied} --repair SOURCE" in done.stderr
@@ -106,7 +109,7 @@ def test_a_flipped_bit_of_a_header_is_told_with_file_offset_and_key(copied):
     done = verify(copied)
 
     assert done.returncode == 1
-    assert done.stdout.startswith(f"val-000000.tar at byte {index.offset[7] - 512}, sample {index.keys[7]}: ")
+    assert done.stdout.startswith(f"val-000000.tar at byte {index.offset[7] - 512:,}, sample {index.keys[7]}: ")
 
 
 def test_a_missing_shard_is_found(copied):

@@ -123,9 +123,10 @@ class Patience:
         )
 
     def unreachable(self, error: Exception) -> AlexshardError:
+        named = "endpoint (AWS_ENDPOINT_URL)" if self.shown.startswith(("s3:", "s3a:")) else "address"
         return AlexshardError(
             f"{self.shown} cannot be reached: {self.said(error)}",
-            remedy="mend the network or the endpoint (AWS_ENDPOINT_URL); then the same command continues",
+            remedy=f"mend the network or the {named}; then the same command continues",
         )
 
     def _shown(self, name: str) -> str:
