@@ -25,6 +25,7 @@ from .manifest import (
 )
 from .naming import KEY_LENGTH, ShardName, Split, is_key, safe_key
 from .reader import ShardBytes, ShardSet, SplitIndex, find_shard_set
+from .regular import open_regular
 from .restore import promised_digests, restored
 from .rows import SampleRow, count_labels, read_rows
 from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
@@ -90,6 +91,7 @@ __all__ = [
     "is_key",
     "load_mended",
     "mean_image_file",
+    "open_regular",
     "ppm_bytes",
     "ppm_pixels",
     "printable",

@@ -75,16 +75,23 @@ def garble(path: Path) -> None:
     path.write_bytes(data)
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 WITHOUT_SOURCE: list[dict[str, Callable[[Path], None]]] = [
     {"train-000001.idx": cut, "val-000000.idx": Path.unlink},
     {"SHA256SUMS": garble, "_info.json": Path.unlink, "classes.txt": cut},
     {"samples.tsv": flip, "mean_image.npy": flip},
     {"manifest.json": flip, "SHA256SUMS": Path.unlink},
+    dict.fromkeys(("val-000000.idx", "SHA256SUMS", "_info.json"), pipe),
 ]
 FROM_SOURCE: list[dict[str, Callable[[Path], None]]] = [
     {"train-000001.tar": flip},
     {"train-000002.tar": Path.unlink, "train-000002.idx": Path.unlink, "test-000000.tar": cut},
     {"mean_image.npy": Path.unlink},
+    dict.fromkeys(("test-000000.tar", "train-000000.idx", "samples.tsv"), pipe),
     {"samples.tsv": garble, "quarantine.jsonl": lambda path: path.write_bytes(b"{}\n")},
     dict.fromkeys(
         ("train-000000.tar", "train-000000.idx", "val-000000.idx", "samples.tsv", "classes.txt"), garble

@@ -25,6 +25,7 @@ from ...shards import (
     ShardWriter,
     Split,
     appearing_whole,
+    open_regular,
     unique_part_suffix,
 )
 from .decode import BadImage, decode
@@ -79,7 +80,7 @@ class ShardRecord:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
