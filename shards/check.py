@@ -147,7 +147,7 @@ def _shard_problems(task: ShardTask, rows: list[_Row] | None, on_bytes: Callable
     bad = samples = None
     told_by = index_name
     try:
-        with open_regular(task.folder / shard.name, buffering=0) as file:
+        with open_regular(task.folder / shard.name) as file:
             if wanted is None:
                 members, bad = read_members(file)
                 wanted, told_by = index_text(members), shard.name

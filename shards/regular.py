@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_regular(path: Path, *, buffering: int = -1) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    return open(path, "rb", buffering=buffering, opener=_opener)
+    return open(path, "rb", opener=_opener)
 
 
 def read_regular(path: Path, most: int = -1) -> bytes:
