@@ -482,19 +482,19 @@ def test_a_build_at_work_is_respected_by_a_store_that_knows_no_condition(s3_here
 
 
 @pytest.mark.parametrize(
-    ("mark", "held"),
+    ("silent_s", "fields", "held"),
     [
-        (replace(HERE, beat=ago(0)), False),  # this very process, seen from itself
-        (replace(HERE, beat=ago(0), place="another container"), True),
-        (replace(HERE, beat=ago(DEAD_S - 60), place="another container"), True),
-        (replace(HERE, beat=ago(DEAD_S), place="another container"), False),
-        (replace(HERE, beat=ago(0), pid=0, place="another container"), False),
-        (replace(HERE, beat="2026-01-01T00:00:00+00:00", pid=1), True),
-        (replace(HERE, beat=ago(0), pid=2**40), False),
+        (0, {}, False),  # this very process, seen from itself
+        (0, {"place": "another container"}, True),
+        (DEAD_S - 60, {"place": "another container"}, True),
+        (DEAD_S, {"place": "another container"}, False),
+        (0, {"pid": 0, "place": "another container"}, False),
+        (1e7, {"pid": 1}, True),
+        (0, {"pid": 2**40}, False),
     ],
 )
-def test_only_a_holder_of_the_same_container_is_looked_for_among_the_processes(mark, held):
-    assert mark.is_held() == held
+def test_only_a_holder_of_the_same_container_is_looked_for_among_the_processes(silent_s, fields, held):
+    assert replace(HERE, beat=ago(silent_s), **fields).is_held() == held
 
 
 @pytest.mark.parametrize(("silent_s", "held"), [(0, True), (BEAT_S, True), (3 * BEAT_S, False)])
