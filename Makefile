@@ -29,7 +29,7 @@ $(READY): pyproject.toml setup.cfg constraints.txt tools/packing/_square.c
 	@rm -f $(VENV)/ready-*; $(BIN)/pip uninstall --quiet --yes $(OTHER_DALI) 2> /dev/null || true
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,dev]'
 	@ls tools/packing/_square.*.so > /dev/null 2>&1 \
-	|| echo "no C compiler was found; packing works, a fifth slower"
+	|| echo "no C compiler was found; packing works, and takes half as long again"
 	@echo "compiling $(PILLOW_SIMD)"
 	@flags=$$(grep -qsw avx2 /proc/cpuinfo && echo ' -mavx2'); \
 	CC="cc$$flags" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
