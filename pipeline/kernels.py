@@ -1,0 +1,114 @@
+"""The inner loops of loading: read and check, cut, finish.
+
+_kernels.c has them where a compiler was there at set-up: below Python's lock, many times as fast, and with the
+same bytes as the NumPy here. Without it `AVAILABLE` is False, and DALI's graph is the faster way to cut and finish.
+
+legend  stored images are (H, W, 3), crops (S, S, 3) or, as planes, (3, S, S); places (y, x) from the top left
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from . import _kernels
+except ImportError:
+    _compiled = None
+else:
+    _compiled = _kernels
+
+AVAILABLE = _compiled is not None
+
+
+def read(fd: int, offset: int, into: NDArray[np.uint8]) -> tuple[int, int]:
+    """Fill `into` with the bytes of a file from `offset` on: how many were read, and the CRC-32 of these.
+
+    They are fewer only where the file ends.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    size = 0
+    while size < len(into):
+        got = os.preadv(fd, [into.data[size:]], offset + size)
+        if got == 0:
+            break
+        size += got
+    return size, zlib.crc32(into.data[:size])
+
+
+def crc32(data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> int:
+    """As zlib.crc32, of bytes that lie in one piece."""
+    return zlib.crc32(data.data if isinstance(data, np.ndarray) else data)
+
+
+def cut(pixels: NDArray[np.uint8], out: NDArray[np.uint8], *, y: int, x: int, mirror: bool) -> None:
+    """Crop uint8 (H, W, 3) at (y, x) to the size of `out`, uint8 (S, S, 3), and mirror it.
+
+    Raises:
+        ValueError: the crop is not inside, the arrays are of other kinds, not in one piece, or overlap.
+    """
+    _check("cut", pixels, out, out.shape[:2], y, x)
+    out[...] = _crop(pixels, out.shape[:2], y, x, mirror)
+
+
+def finish(
+    pixels: NDArray[np.uint8],
+    out: NDArray[Any],
+    *,
+    y: int,
+    x: int,
+    mirror: bool,
+    mean: NDArray[np.float32] | None,
+    mean_y: int,
+    mean_x: int,
+    mean_mirror: bool,
+    add: NDArray[np.float32],
+    scale: float,
+    channels_last: bool,
+) -> None:
+    """Crop, mirror, and (pixel − mean + add) · scale, in float32 and in this order.
+
+    pixels: uint8 (H, W, 3); mean: float32 (3, H', W') on the same scale, or None, cropped at (mean_y, mean_x) and
+    mirrored for itself; add: float32 (3,). out: (3, S, S), with `channels_last` (S, S, 3); float32, float16, or
+    bfloat16 as uint16, which are rounded to the nearest, ties to even.
+
+    Raises:
+        ValueError: a crop is not inside, the arrays are of other kinds, not in one piece, or overlap.
+    """
+    size = out.shape[:2] if channels_last else out.shape[1:]
+    _check("finish", pixels, out, size, y, x)
+    values = _crop(pixels, size, y, x, mirror).astype(np.float32)
+    if mean is not None:
+        planes = mean.transpose(1, 2, 0)
+        _check("finish", planes, out, size, mean_y, mean_x)
+        values -= _crop(planes, size, mean_y, mean_x, mean_mirror)
+    values = (values + add) * np.float32(scale)
+    rounded = _bfloat16(values) if out.dtype == np.uint16 else values
+    out[...] = rounded if channels_last else rounded.transpose(2, 0, 1)
+
+
+def _crop(image: NDArray[Any], size: tuple[int, ...], y: int, x: int, mirror: bool) -> NDArray[Any]:
+    crop = image[y : y + size[0], x : x + size[1]]
+    return crop[:, ::-1] if mirror else crop
+
+
+def _check(name: str, image: NDArray[Any], out: NDArray[Any], size: tuple[int, ...], y: int, x: int) -> None:
+    inside = 0 <= y <= image.shape[0] - size[0] and 0 <= x <= image.shape[1] - size[1]
+    if not inside or image.shape[2] != 3 or out.ndim != 3 or 3 not in out.shape or np.may_share_memory(image, out):
+        raise ValueError(f"{name}: sizes and places do not fit together, or the arrays overlap")
+
+
+def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper halves of float32, rounded to the nearest, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+if _compiled is not None:
+    read, crc32, cut, finish = _compiled.read, _compiled.crc32, _compiled.cut, _compiled.finish
