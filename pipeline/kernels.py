@@ -1,7 +1,7 @@
 """The inner loops of loading: read and check, cut, finish.
 
-_kernels.c has them where a compiler was there at set-up: below Python's lock, many times as fast, and with the
-same bytes as the NumPy here. Without it `AVAILABLE` is False, and DALI's graph is the faster way to cut and finish.
+_kernels.c has them where a compiler was there at set-up: below Python's lock, many times as fast, with the same
+bytes as the NumPy here. Without it `AVAILABLE` is False, and DALI is the faster way to cut and finish.
 
 legend  stored images are (H, W, 3), crops (S, S, 3) or, as planes, (3, S, S); places (y, x) from the top left
 """
