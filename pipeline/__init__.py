@@ -9,17 +9,19 @@ from .batch import Batch
 from .draws import Draws, draw
 from .errors import GraphFailed, NoDali, OtherState, StaleIteration, UndecodableSample
 from .loader import Loader
-from .order import Sharing, Span, epoch_order
+from .order import ORDERS, EpochOrder, Sharing, Span, Window, default_window, epoch_order
 from .stages import STAGES, Stages
 
 __all__ = [
     "AUGMENTATIONS",
+    "ORDERS",
     "ORIGINAL",
     "PAPER",
     "STAGES",
     "Augmentation",
     "Batch",
     "Draws",
+    "EpochOrder",
     "GraphFailed",
     "Loader",
     "NoDali",
@@ -29,7 +31,9 @@ __all__ = [
     "Stages",
     "StaleIteration",
     "UndecodableSample",
+    "Window",
     "crop_side",
+    "default_window",
     "draw",
     "epoch_order",
     "ten_views",

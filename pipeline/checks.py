@@ -53,6 +53,7 @@ def check_call(
     threads: int,
     prefetch: int,
     decoder: str,
+    window: int | None,
 ) -> None:
     """Check the arguments of `Loader`, which describes them.
 
@@ -72,6 +73,12 @@ def check_call(
     _at_least("prefetch", prefetch, 1)
     _at_least("world_size", world_size, 1)
     _at_least("jitter_steps", 0 if jitter_steps is None else jitter_steps, 0)
+    _at_least("window", 1 if window is None else window, 1)
+    if window is not None and order != "windowed":
+        raise WrongCall(
+            f"window={window} is of the order 'windowed', and order={order!r} has none",
+            remedy="order='windowed', or leave window out",
+        )
     if not 0 <= rank < world_size:
         raise WrongCall(f"rank {rank} is not one of a world of {world_size}: ranks are 0..{world_size - 1}")
     if not (0 <= seed < 2**64 and 0 <= epoch < 2**32):

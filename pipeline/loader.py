@@ -27,7 +27,7 @@ from .decode import image_source
 from .errors import StaleIteration
 from .graph import Graph, GraphPlan, Inputs
 from .lent import keep_until_read
-from .order import Sharing, Span, epoch_order
+from .order import EpochOrder, Sharing, Span, default_window, epoch_order
 from .state import STATE_VERSION, position_of
 from .treatment import Treated, Treatment
 
@@ -64,7 +64,8 @@ class Loader:
         rank, world_size: this process among all. Rank r takes contiguous slice r of each global batch.
         augment: "paper" or "original" (fidelity.md §3), or None: the central crop, no mirror, no jitter.
         mean: "image" subtracts the mean image, "channel" its three means.
-        order: "global" is another permutation each epoch, "stored" the order on disk.
+        order: "global" is another permutation each epoch, "stored" the order on disk, "windowed" another order of
+            the shards each epoch, and permutations within windows of them (docs/order.md).
         output: "float32", or "uint8" for those who subtract the mean themselves (see `Batch`).
         drop_last: drop the samples that do not fill a global batch; None: in train alone.
         views: 10 gives every image's ten views (needs augment=None): images (N, 10, 3, S, S).
@@ -76,6 +77,7 @@ class Loader:
         threads: that decode, and as many of DALI's; None: one a core.
         prefetch: batches made ahead of the one that is asked for.
         crop: side S of the crop; None: what belongs to the stored side (fidelity.md §1.3: 256 → 224).
+        window: shards in a window of order="windowed"; None: about the square root of their number.
         decoder: of JPEGs: "cores", or "card" (needs a CUDA device); None: where the batches are wanted.
 
     Raises:
@@ -95,7 +97,7 @@ class Loader:
         world_size: int = 1,
         augment: Literal["paper", "original"] | None = "paper",
         mean: Literal["image", "channel"] = "image",
-        order: Literal["global", "stored"] = "global",
+        order: Literal["global", "windowed", "stored"] = "global",
         output: Literal["float32", "uint8"] = "float32",
         *,
         drop_last: bool | None = None,
@@ -107,6 +109,7 @@ class Loader:
         prefetch: int = 2,
         crop: int | None = None,
         decoder: Literal["cores", "card"] | None = None,
+        window: int | None = None,
     ) -> None:
         self.device = usable_device(device)
         on_card = self.device.type == "cuda"
@@ -130,6 +133,7 @@ class Loader:
             threads=threads,
             prefetch=prefetch,
             decoder=decoder,
+            window=window,
         )
         mean_crop = mean_crop or ("centre" if augment == "original" else "own")
         self.shard_set = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
@@ -158,6 +162,8 @@ class Loader:
                 remedy=f"a batch of at most {self.num_samples // world_size:,} a rank, or drop_last=False",
             )
         self.order = order
+        self._shard_samples = np.bincount(self._index.shard, minlength=len(self._index.shards))
+        self.window = window or default_window(len(self._shard_samples)) if order == "windowed" else None
         self._treatment = Treatment(
             augmentation=AUGMENTATIONS[augment] if augment else None,
             slack=self._slack,
@@ -215,6 +221,10 @@ class Loader:
         """How far the central crop is from the top and left edge, in pixels."""
         return centre(self._slack)
 
+    def order_of(self, epoch: int) -> EpochOrder:
+        """The sample at each position of an epoch, and the shards that each run of positions lies on."""
+        return epoch_order(self._shard_samples, seed=self.seed, epoch=epoch, order=self.order, window=self.window)
+
     def __len__(self) -> int:
         """Batches of a whole epoch, the same on every rank."""
         return self._sharing.steps()
@@ -249,7 +259,7 @@ class Loader:
 
     def _deliveries(self, epoch: int, position: int) -> Generator[_Delivery, None, None]:
         """In the background thread: while the graph works on one batch, the next one's images are read."""
-        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch, order=self.order)
+        order = self.order_of(epoch).samples
         begun: _Delivery | None = None
         try:
             for span in self._sharing.spans(position):
@@ -329,6 +339,7 @@ class Loader:
             "split": self.split,
             "seed": self.seed,
             "order": self.order,
+            **({"window": self.window} if self.window else {}),
         }
 
     def _stop(self) -> None:

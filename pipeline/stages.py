@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .graph import Graph, GraphPlan, Inputs
 from .loader import Loader
-from .order import Span, epoch_order
+from .order import Span
 from .treatment import Treatment
 
 STAGES = ("bytes", "decode", "augment", "device")
@@ -114,7 +114,7 @@ class Stages:
 def _batches(loader: Loader) -> Iterator[tuple[Span, NDArray[np.int64]]]:
     """This rank's batches, epoch after epoch."""
     for epoch in count():
-        order = epoch_order(loader.num_samples, seed=loader.seed, epoch=epoch, order=loader.order)
+        order = loader.order_of(epoch).samples
         for span in loader._sharing.spans():
             if len(span):
                 yield span, order[span.start : span.stop]

@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     ORDER = 0
     CROP = 1
     JITTER = 2
+    SHARDS = 3
 
 
 def rows_of_words(purpose: Purpose, *, seed: int, epoch: int, first: int, rows: int) -> NDArray[np.uint64]:

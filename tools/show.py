@@ -251,13 +251,13 @@ def _variants(
     A loader's state names any position of any epoch, so each sample is asked for where the run meets it: the
     batch size, which no draw depends on, is 1.
     """
-    from ..pipeline import Loader, epoch_order
+    from ..pipeline import Loader
 
     mean = np.array(shard_set.manifest.statistics.channel_mean)
     tiles: list[list[Tile]] = [[] for _ in chosen]
     with Loader(shard_set, index.split, batch_size=1, seed=seed, mean="channel", threads=1, prefetch=1) as loader:
         for epoch in range(EPOCHS_SHOWN):
-            order = epoch_order(len(index), seed=seed, epoch=epoch)
+            order = loader.order_of(epoch).samples
             place = np.empty_like(order)
             place[order] = np.arange(len(order))
             for variants, position in zip(tiles, chosen, strict=True):

@@ -13,31 +13,31 @@ SIZES, SEEDS, EPOCHS = integers(0, 3000), integers(0, 2**64 - 1), integers(0, 2*
 
 @given(SIZES, SEEDS, EPOCHS)
 def test_an_epoch_visits_every_sample_once(num_samples, seed, epoch):
-    order = epoch_order(num_samples, seed=seed, epoch=epoch)
+    order = epoch_order([num_samples], seed=seed, epoch=epoch).samples
 
     assert sorted(order.tolist()) == list(range(num_samples))
 
 
 @given(integers(50, 3000), SEEDS, EPOCHS)
 def test_another_epoch_or_seed_has_another_order(num_samples, seed, epoch):
-    order = epoch_order(num_samples, seed=seed, epoch=epoch)
+    order = epoch_order([num_samples], seed=seed, epoch=epoch).samples
 
-    assert (order != epoch_order(num_samples, seed=seed, epoch=(epoch + 1) % 2**32)).any()
-    assert (order != epoch_order(num_samples, seed=(seed + 1) % 2**64, epoch=epoch)).any()
+    assert (order != epoch_order([num_samples], seed=seed, epoch=(epoch + 1) % 2**32).samples).any()
+    assert (order != epoch_order([num_samples], seed=(seed + 1) % 2**64, epoch=epoch).samples).any()
 
 
 def test_the_stored_order_is_the_one_on_disk():
-    assert epoch_order(5, seed=3, epoch=9, order="stored").tolist() == [0, 1, 2, 3, 4]
+    assert epoch_order([5], seed=3, epoch=9, order="stored").samples.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_this_order_never_changes():
-    """Golden: printed by `epoch_order(12, seed=2012, epoch=90)`; another order would end every resumed run."""
-    assert epoch_order(12, seed=2012, epoch=90).tolist() == [3, 2, 10, 4, 5, 7, 0, 6, 9, 1, 8, 11]
+    """Golden: `epoch_order([12], seed=2012, epoch=90).samples`, as printed; another would end all resumed runs."""
+    assert epoch_order([12], seed=2012, epoch=90).samples.tolist() == [3, 2, 10, 4, 5, 7, 0, 6, 9, 1, 8, 11]
 
 
 def test_samples_move_evenly():
     """Where a sample lands is uniform: over 2,000 epochs, each of 8 samples is first 250 ± 5 sigma times."""
-    first = [epoch_order(8, seed=1, epoch=epoch)[0] for epoch in range(2000)]
+    first = [epoch_order([8], seed=1, epoch=epoch).samples[0] for epoch in range(2000)]
     counts = np.bincount(first, minlength=8)
 
     assert np.abs(counts - 250).max() < 5 * np.sqrt(2000 / 8 * 7 / 8)
@@ -79,6 +79,6 @@ def test_an_incomplete_batch_is_shared_evenly(num_samples, batch_size, world_siz
 
 def test_a_seed_beyond_its_width_is_refused():
     with pytest.raises(ValueError, match="64 bits"):
-        epoch_order(5, seed=2**64, epoch=0)
+        epoch_order([5], seed=2**64, epoch=0)
     with pytest.raises(ValueError, match="64 bits"):
-        epoch_order(5, seed=0, epoch=-1)
+        epoch_order([5], seed=0, epoch=-1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from alexshard.pipeline import AUGMENTATIONS, Loader, draw, epoch_order, reference, ten_views
-from alexshard.shards import ShardSet
+from alexshard.shards import ShardFiles, ShardSet
 
 SEED, EPOCH, BATCH, SLACK, SIDE = 5, 2, 24, 10, 64
 
@@ -28,7 +28,7 @@ def one_batch(pictures, **options):
 
 def expected_training(pixels, pictures, preset, mean_HWC):
     augmentation = AUGMENTATIONS[preset]
-    order = epoch_order(len(pixels), seed=SEED, epoch=EPOCH)[:BATCH]
+    order = epoch_order([len(pixels)], seed=SEED, epoch=EPOCH).samples[:BATCH]
     draws = draw(augmentation, seed=SEED, epoch=EPOCH, start=0, stop=BATCH, slack=SLACK)
     statistics = pictures.statistics
     return reference.training_images(
@@ -78,7 +78,7 @@ def stored_pixels(index):
 @pytest.mark.parametrize("mean_crop", ["own", "centre"])
 @pytest.mark.parametrize("views", [1, 10])
 def test_views_at_test_time_equal_the_reference(raw_set, views, mean_crop):
-    order = epoch_order(73, seed=SEED, epoch=EPOCH)[:BATCH]
+    order = epoch_order([73], seed=SEED, epoch=EPOCH).samples[:BATCH]
     places = ten_views(SLACK) if views == 10 else ((SLACK // 2, SLACK // 2, False),)
     expected = reference.views_of(
         raw_set.pixels["train"][order], side=SIDE, mean_HWC=raw_set.mean_image, mean_crop=mean_crop, views=places
@@ -108,7 +108,7 @@ def test_bytes_with_their_offset_scale_and_place_make_the_floats(raw_set, preset
 @pytest.mark.parametrize("views", [1, 10])
 def test_bytes_are_the_stored_pixels(raw_set, views):
     batch = one_batch(raw_set, augment=None if views == 10 else "paper", views=views, output="uint8")
-    order = epoch_order(73, seed=SEED, epoch=EPOCH)[:BATCH]
+    order = epoch_order([73], seed=SEED, epoch=EPOCH).samples[:BATCH]
     images = batch.images.reshape(BATCH, views, 3, SIDE, SIDE)
     crop, mirror = batch.crop.reshape(BATCH, views, 2), batch.mirror.reshape(BATCH, views)
 
@@ -182,7 +182,7 @@ def test_real_photographs_come_out_as_the_reference_says(assembled, tmp_path):
         assert len(loader) > 1
         for number, batch in enumerate(loader):
             start = number * 16
-            samples = epoch_order(len(pixels), seed=SEED, epoch=0)[start : start + 16]
+            samples = epoch_order([len(pixels)], seed=SEED, epoch=0).samples[start : start + 16]
             draws = draw(AUGMENTATIONS["original"], seed=SEED, epoch=0, start=start, stop=start + 16, slack=32)
             statistics = shard_set.manifest.statistics
             jitter = reference.jitter_of(

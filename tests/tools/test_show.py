@@ -127,7 +127,7 @@ def test_beside_each_picture_stands_what_the_reference_gives_for_the_epochs_of_t
         for number, key in enumerate(drawn.keys):
             at = index.keys.index(key)
             for epoch in range(EPOCHS_SHOWN):
-                place = int(np.flatnonzero(epoch_order(len(index), seed=7, epoch=epoch) == at)[0])
+                place = int(np.flatnonzero(epoch_order([len(index)], seed=7, epoch=epoch).samples == at)[0])
                 draws = draw(PAPER, seed=7, epoch=epoch, start=place, stop=place + 1, slack=32)
                 mirrored += int(draws.mirror[0])
                 jitter = jitter_of(
