@@ -89,7 +89,8 @@ class Trace:
         names = [_named("process_name", pid, 0, self.process)]
         names += [_named("thread_name", pid, tid, name) for tid, name in sorted(self._threads.items())]
         # Of two spans that began together the longer one holds the other, or the one that was added later.
-        spans = sorted(reversed(self._spans), key=lambda each: (each[2], -each[3]))
+        spans = self._spans[::-1]
+        spans.sort(key=lambda each: (each[2], -each[3]))
         return names + [
             {
                 "name": name,
