@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from ..shards import AlexshardError, Split, byte_size, printable
+from ..shards import AlexshardError, Split, byte_size, is_address, masked, printable
 from .packing import (
     BuildPlan,
     BuildReport,
@@ -22,7 +22,6 @@ from .packing import (
     is_complete,
     source_at,
 )
-from .packing.patience import is_address, masked
 from .terminal import Progress, duration, facts, table
 
 SHOWN = 5  # remarks and reasons; the rest is counted

@@ -22,8 +22,9 @@ from ...shards import (
     ShardName,
     WrongCall,
     appearing_whole,
+    folder_at,
+    is_address,
 )
-from .patience import folder_at, is_address
 from .prefix import BEAT_S, DEAD_S, MARK_NAME, SIDE_FILES, Mark, is_ours, now, taken
 from .stores import Store, Stored, local_name
 

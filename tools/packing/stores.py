@@ -2,7 +2,7 @@
 
 A name appears in a store whole or not at all. S3, Google's and Azure's stores do so by themselves, also for
 uploads in parts; where a store keeps plain files (file://, sftp://) they go under a temporary name and are moved.
-What fails is tried again where that may help (patience.py).
+What fails is tried again where that may help (`Patience`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
-from ...shards import AlexshardError, WrongCall
-from .patience import PAUSES_S, Patience, holds_credentials, masked
+from ...shards import (
+    ANSWER_S,
+    GOOGLE_SCHEMES,
+    PAUSES_S,
+    S3_SCHEMES,
+    AlexshardError,
+    Patience,
+    WrongCall,
+    masked,
+    open_store,
+)
 
 PART_BYTES = 8 * 2**20  # of an upload in parts; a thread holds two of them and some copies
-CONNECT_S, ANSWER_S = 10, 60  # S3 may take most of a minute to put the parts of an upload together
-_S3 = {"s3", "s3a"}
-_GOOGLE = {"gs", "gcs"}
-_OBJECT_STORES = {*_S3, *_GOOGLE, "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
+_OBJECT_STORES = {*S3_SCHEMES, *GOOGLE_SCHEMES, "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
 _HERE = {"file", "local"}
-_EXTRAS = {**dict.fromkeys(_S3, "s3"), **dict.fromkeys(_GOOGLE, "gcs")}
 _MD5 = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
 
@@ -56,51 +60,12 @@ class Store:
         self._patience = Patience(address, pauses=pauses)
         self.shown = self._patience.shown
         self.protocol = address.partition("://")[0].lower()
-        self._fs, self._path = self._opened(address, answer_s)
+        self._fs, self._path = open_store(address, self._patience, answer_s=answer_s)
         self.atomic = self.protocol in _OBJECT_STORES
         self.parallel = bool(self._fs.async_impl)  # others keep one connection, which no two threads may use
         # Google's `md5Hash` always is one; an ETag is where `put_bytes` has seen that it is (with a key of the
         # customer's own, for one, it is not).
         self._etag_is_md5 = False
-
-    def _opened(self, address: str, answer_s: float) -> tuple[Any, str]:
-        if self.protocol in _EXTRAS and holds_credentials(address):
-            raise WrongCall(
-                f"{self.shown} holds credentials",
-                why="addresses end up in logs and in the history of a shell",
-                remedy="leave them to the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)",
-            )
-        if self.protocol in _EXTRAS and not urlsplit(address).netloc:
-            raise WrongCall(f"{self.shown} names no bucket", remedy=f"--out {self.protocol}://BUCKET/PREFIX")
-        import fsspec
-
-        options: dict[str, Any] = {"skip_instance_cache": True}
-        if self.protocol in _S3:
-            # Repeating is done here, in one place: three layers of it would take minutes to give up.
-            patience = {"total_max_attempts": 1}
-            options["config_kwargs"] = {
-                "retries": patience, "connect_timeout": CONNECT_S, "read_timeout": answer_s,
-            }  # fmt: skip
-        try:
-            fs, path = fsspec.url_to_fs(address, **options)
-        except ImportError as error:
-            extra = _EXTRAS.get(self.protocol)
-            raise WrongCall(
-                f"{self.shown} needs a library that is not installed: {self._patience.said(error)}",
-                remedy=f"pip install '.[{extra}]' in the clone of alexshard"
-                if extra
-                else "install what fsspec asks for",
-            ) from None
-        except ValueError as error:
-            raise WrongCall(
-                f"{self.shown} is no address of a store: {self._patience.said(error)}",
-                remedy="s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, or another that fsspec knows",
-            ) from None
-        except Exception as error:
-            raise self._patience.unreachable(error) from None
-        if self.protocol in _S3:
-            fs.retries = 2
-        return fs, path.rstrip("/")
 
     @property
     def folder(self) -> Path | None:
@@ -143,7 +108,9 @@ class Store:
 
     def _check_bucket(self) -> None:
         bucket = self._path.split("/")[0]
-        if self.protocol in _EXTRAS and not self._patience.run("look for", "", lambda: self._fs.exists(bucket)):
+        if self.protocol in {*S3_SCHEMES, *GOOGLE_SCHEMES} and not self._patience.run(
+            "look for", "", lambda: self._fs.exists(bucket)
+        ):
             raise WrongCall(
                 f"there is no bucket {bucket}, or its existence is kept from you",
                 where=self.shown,
@@ -196,7 +163,7 @@ class Store:
         def send() -> Stored:
             self._make_folder(name)
             if self.atomic:
-                parts = {"chunksize": PART_BYTES, "max_concurrency": 2} if self.protocol in _S3 else {}
+                parts = {"chunksize": PART_BYTES, "max_concurrency": 2} if self.protocol in S3_SCHEMES else {}
                 self._fs.put_file(str(file), self._at(name), **parts)
             else:
                 part = f"{self._at(name)}.part-{os.urandom(8).hex()}"
@@ -242,7 +209,7 @@ class Store:
 
     def abort_uploads(self, ours: Callable[[str], bool]) -> None:
         """Drop uploads in parts that nobody will finish: S3 keeps, and bills, what was sent of them."""
-        if self.protocol not in _S3:
+        if self.protocol not in S3_SCHEMES:
             return
         bucket, key, _ = self._fs.split_path(self._path)
         start = key + "/" if key else ""
@@ -260,7 +227,7 @@ class Store:
 
     @property
     def _fs_knows_create(self) -> bool:
-        return self.protocol in {*_S3, *_GOOGLE, *_HERE, "memory"}
+        return self.protocol in {*S3_SCHEMES, *GOOGLE_SCHEMES, *_HERE, "memory"}
 
     def _at(self, name: str) -> str:
         return f"{self._path}/{name}" if self._path else name

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from ....shards import ClassEntry, Split, WrongCall
-from ..patience import folder_at, is_address, masked
+from ....shards import ClassEntry, Split, WrongCall, folder_at, is_address, masked
 from .archive import Archive
 from .cache import hangs_on, load_listing, save_listing, settings_of, still_holds
 from .folders import find_parts, list_folders

@@ -21,7 +21,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from ..patience import is_address
+from ....shards import is_address
 from ..stores import Store
 from .archive import Archive
 from .listing import BadSource

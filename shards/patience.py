@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-from ...shards import AlexshardError, WrongCall
+from .errors import AlexshardError, WrongCall
 
 T = TypeVar("T")
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between five attempts; a store that is down for longer is told to the user
+BUILD_NEEDS = "a build lists, reads, writes and removes objects below its prefix"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NEARLY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(:/|::)")
 # User and password end at the last @ before the first slash; keys of S3 hold slashes, ports do not.
@@ -69,8 +70,9 @@ def holds_credentials(address: str) -> bool:
 class Patience:
     """Does things to the store at one address, and does them again while that may help."""
 
-    def __init__(self, address: str, *, pauses: tuple[float, ...] = PAUSES_S) -> None:
+    def __init__(self, address: str, *, pauses: tuple[float, ...] = PAUSES_S, needs: str = BUILD_NEEDS) -> None:
         self.shown = masked(address).rstrip("/")
+        self._needs = needs
         self._secrets = _secrets(address)
         self._pauses = pauses
         self._stopped = threading.Event()
@@ -108,7 +110,7 @@ class Patience:
     def _refused(self, what: str, name: str, error: Exception) -> WrongCall:
         return WrongCall(
             f"may not {what} {self._shown(name)}: {self.said(error)}",
-            why="a build lists, reads, writes and removes objects below its prefix",
+            why=self._needs,
             remedy="mend the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...) "
             "or ask for the permission",
         )
@@ -141,10 +143,12 @@ class Patience:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether a store's words mean that this user may not; gcsfs has no PermissionError for that."""
+    """Whether a store's words mean that this user may not; not every library has a PermissionError."""
+    # aiohttp's errors have `status`, and warn who asks them for their `code`.
+    status = getattr(error, "status", None) or getattr(error, "code", "")
     return (
         type(error).__name__ in _NO_CREDENTIALS
-        or str(getattr(error, "code", "")) in {"401", "403"}
+        or str(status) in {"401", "403"}
         or str(error).startswith("Forbidden")
     )
 
