@@ -1,51 +1,83 @@
-"""The images of a split as stored: slices of memory maps, with their place for messages."""
+"""The images of a split as stored: read into the caller's buffers and checked, with their place for messages."""
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..shards import ShardBytes, SplitIndex, ppm_pixels
+from ..shards import CorruptShardSet, ShardFiles, Shelf, SplitIndex, mending, ppm_pixels
+from . import kernels
 from .errors import UndecodableSample
 
 
 class StoredImages:
-    """JPEG or PPM bytes of a split's samples, never copied; threads may share one.
+    """JPEG or PPM bytes of a split's samples; threads may share one.
 
-    A sample is its place in the order on disk, 0..n−1.
+    A sample is its place in the order on disk, 0..n−1. Every image is held against the CRC-32 of when it was
+    packed, so what is handed out is what was built, whatever became of the shard since.
+
+    Args:
+        index: of the split.
+        shelf: where its shards are opened.
+        side: of the images, in pixels.
     """
 
-    def __init__(self, index: SplitIndex, side: int) -> None:
+    def __init__(self, index: SplitIndex, shelf: Shelf, side: int) -> None:
         self.index = index
+        self.shelf = shelf
         self.side = side
-        self._bytes = ShardBytes(index)
+        self.largest = int(index.size.max(initial=0))  # bytes of the largest stored file
+        self._files = ShardFiles(index, shelf)
 
-    def view(self, sample: int) -> memoryview:
-        """The stored file's bytes."""
-        return self._bytes.bytes_of(sample)
+    def read(self, sample: int, into: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The stored file's bytes.
 
-    def unaltered(self, sample: int) -> NDArray[np.uint8]:
-        """The same as an array (size,), a view.
+        Args:
+            sample: its place in the order on disk.
+            into: contiguous, at least `largest` long; may be used again once what is returned is.
+
+        Returns:
+            uint8 (size,), a view of `into`.
 
         Raises:
             UndecodableSample: the bytes are not those that were packed.
+            CorruptShardSet: the shard went away, cannot be read, or ends too early.
         """
-        view = self.view(sample)
-        found, packed = zlib.crc32(view), int(self.index.crc32[sample])
-        if found != packed:
-            raise self.undecodable(sample, f"its bytes have CRC-32 {found:08x}, those packed had {packed:08x}")
-        return np.frombuffer(view, np.uint8)
+        try:
+            return self._read(sample, into)
+        except (UndecodableSample, CorruptShardSet):
+            if not self._files.again(int(self.index.shard[sample])):
+                raise
+        return self._read(sample, into)
 
-    def pixels(self, sample: int) -> NDArray[np.uint8]:
-        """The pixels of a sample of a raw set, uint8 (side, side, 3), RGB: a view.
+    def _read(self, sample: int, into: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        index = self.index
+        offset, size = int(index.offset[sample]), int(index.size[sample])
+        stored = into[:size]
+        opened = self._files.lease(int(index.shard[sample]))
+        try:
+            got, found = kernels.read(opened.fd, offset, stored)
+        except OSError as error:
+            raise self._files.unreadable(sample, f"cannot be read: {error.strerror}") from error
+        if got != size:
+            raise self._files.unreadable(sample, f"ends at byte {offset + got:,}")
+        packed = int(index.crc32[sample])
+        if found != packed:
+            raise self.undecodable(
+                sample, f"its bytes have CRC-32 {found:08x}, those that were packed had {packed:08x}"
+            )
+        return stored
+
+    def pixels_of(self, sample: int, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pixels of a sample of a raw set, uint8 (side, side, 3), RGB: a view of its bytes.
 
         Raises:
             UndecodableSample: the bytes are no such PPM file.
         """
         try:
-            pixels = ppm_pixels(self.view(sample))
+            pixels = ppm_pixels(stored)
         except ValueError as error:
             raise self.undecodable(sample, str(error)) from None
         if pixels.shape != (self.side, self.side, 3):
@@ -54,14 +86,17 @@ class StoredImages:
 
     def undecodable(self, sample: int, found: str) -> UndecodableSample:
         """The error that names a sample's shard, key and offset."""
-        index = self.index
-        shard = index.shards[index.shard[sample]]
         return UndecodableSample(
-            f"sample {index.keys[sample]} is no {self.side}x{self.side} RGB image: {found}",
-            where=f"{shard}, at byte {index.offset[sample]:,} ({index.size[sample]:,} bytes)",
+            f"sample {self.index.keys[sample]} is no {self.side}x{self.side} RGB image: {found}",
+            where=self._files.place_of(sample),
             why="training would go on without it, or on wrong pixels",
-            remedy=f"alexshard verify {shard.parent}; then build the set again, or fetch {shard.name} again",
+            remedy=mending(self.shelf.shown),
         )
 
+    def will_need(self, shards: Sequence[int]) -> None:
+        """These shards, by their place in the index, are wanted next: the whole list, in order."""
+        self.shelf.ahead([self.index.shards[shard] for shard in shards])
+
     def close(self) -> None:
-        self._bytes.close()
+        """Let go of the shards; the shelf stays open for others."""
+        self._files.close()

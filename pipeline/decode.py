@@ -2,8 +2,8 @@
 
 form    what the graph gets                       who decodes
 cores   pixels in a reused buffer (N, H, H, 3)    threads here, by libjpeg-turbo, without Python's lock
-card    the JPEG files as they lie in the maps    the graph, on its device
-raw     pixels as they lie in the maps            nobody
+card    the JPEG files as they lie in the shards  the graph, on its device
+raw     pixels as they lie in the shards          nobody
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def image_source(stored: StoredImages, extension: str, decoder: str, threads: in
 
 
 class RawImages:
-    """Pixels of a raw set, as they lie in the memory maps."""
+    """Pixels of a raw set, as they lie in its shards."""
 
     encoded = False
 
@@ -58,14 +58,15 @@ class RawImages:
         self._stored = stored
 
     def load(self, samples: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        return [self._stored.pixels(int(sample)) for sample in samples]
+        stored = self._stored
+        return [stored.pixels_of(int(sample), _read(stored, int(sample))) for sample in samples]
 
     def close(self) -> None:
         """Nothing to let go of."""
 
 
 class EncodedImages:
-    """JPEG files as they lie in the memory maps, for the graph to decode, once their check sums are right.
+    """JPEG files as they lie in the shards, for the graph to decode, once their check sums are right.
 
     DALI's decoder (2.4.0) can end the process on a damaged file instead of raising, so it must never see one.
     """
@@ -76,7 +77,7 @@ class EncodedImages:
         self._stored = stored
 
     def load(self, samples: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        return [self._stored.unaltered(int(sample)) for sample in samples]
+        return [_read(self._stored, int(sample)) for sample in samples]
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -103,21 +104,26 @@ class DecodedImages:
         return pixels
 
     def _decode(self, samples: NDArray[np.int64], pixels: NDArray[np.uint8]) -> None:
+        scratch = np.empty(self._stored.largest, np.uint8)
         for sample, into in zip(samples, pixels, strict=True):
-            decode_into(self._stored, int(sample), into)
+            decode_into(self._stored, int(sample), into, scratch)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def decode_into(stored: StoredImages, sample: int, pixels: NDArray[np.uint8]) -> None:
-    """Decode one JPEG into `pixels`, uint8 (side, side, 3), contiguous.
+def _read(stored: StoredImages, sample: int) -> NDArray[np.uint8]:
+    return stored.read(sample, np.empty(int(stored.index.size[sample]), np.uint8))
+
+
+def decode_into(stored: StoredImages, sample: int, pixels: NDArray[np.uint8], scratch: NDArray[np.uint8]) -> None:
+    """Decode one JPEG into `pixels`, uint8 (side, side, 3), contiguous; its file is read into `scratch`.
 
     Raises:
         UndecodableSample: damaged, or of another size.
     """
     try:
-        decoded = simplejpeg.decode_jpeg(stored.view(sample), colorspace="RGB", buffer=pixels)
+        decoded = simplejpeg.decode_jpeg(stored.read(sample, scratch).data, colorspace="RGB", buffer=pixels)
     except ValueError as error:
         raise stored.undecodable(sample, str(error)) from None
     if decoded.shape != pixels.shape:

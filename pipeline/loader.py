@@ -182,7 +182,7 @@ class Loader:
             top, bottom = self.border, self.border + self.side
             central = self.shard_set.mean_image()[top:bottom, top:bottom]
             central_mean = np.ascontiguousarray(central.transpose(2, 0, 1))
-        self._stored = StoredImages(self._index, image.side)
+        self._stored = StoredImages(self._index, self.shard_set.shelf, image.side)
         self._source = image_source(self._stored, image.extension, decoder, threads)
         self._graph = Graph(
             GraphPlan(

@@ -71,8 +71,10 @@ class Stages:
             pass
 
     def _read(self, samples: NDArray[np.int64]) -> None:
+        stored = self._loader._stored
+        into = np.empty(stored.largest, np.uint8)
         for sample in samples:
-            np.frombuffer(self._loader._stored.view(int(sample)), np.uint8).copy()  # without Python's lock
+            stored.read(int(sample), into)
 
     def _decode(self, span: Span, samples: NDArray[np.int64]) -> None:
         if self._raw:

@@ -6,6 +6,7 @@ The format byte by byte is in README.md beside this file.
 from .cores import usable_cores
 from .damage import Problem
 from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall
+from .files import OpenShard, ShardFiles
 from .index import ImageIndex, IndexEntry, index_text, read_index
 from .interop import braces
 from .manifest import (
@@ -24,11 +25,14 @@ from .manifest import (
     Statistics,
 )
 from .naming import KEY_LENGTH, ShardName, Split, is_key, safe_key
-from .reader import ShardBytes, ShardSet, SplitIndex, find_shard_set
+from .patience import PAUSES_S, Patience, folder_at, holds_credentials, is_address, masked
+from .reader import ShardSet, SplitIndex, find_shard_set
 from .regular import open_regular
 from .restore import promised_digests, restored
 from .rows import SampleRow, count_labels, read_rows
 from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
+from .shelf import LocalShelf, Shelf, mending
+from .stores import ANSWER_S, GOOGLE_SCHEMES, S3_SCHEMES, open_store
 from .tar import stored_size
 from .verify import load_mended, verify_shard_set
 from .words import byte_size, printable
@@ -45,7 +49,9 @@ from .writer import (
 )
 
 __all__ = [
+    "ANSWER_S",
     "CLASSES_NAME",
+    "GOOGLE_SCHEMES",
     "INFO_NAME",
     "JPEG_EXTENSION",
     "KEY_LENGTH",
@@ -54,8 +60,10 @@ __all__ = [
     "MEAN_IMAGE_NAME",
     "NO_LABEL",
     "PART_SUFFIX",
+    "PAUSES_S",
     "QUARANTINE_NAME",
     "RAW_EXTENSION",
+    "S3_SCHEMES",
     "SAMPLES_NAME",
     "SUMS_NAME",
     "AlexshardError",
@@ -65,17 +73,21 @@ __all__ = [
     "ImageFormat",
     "ImageIndex",
     "IndexEntry",
+    "LocalShelf",
     "Manifest",
     "NoShardSet",
     "NoSuchSplit",
+    "OpenShard",
+    "Patience",
     "Problem",
     "Sample",
     "SampleRow",
-    "ShardBytes",
     "ShardEntry",
+    "ShardFiles",
     "ShardName",
     "ShardSet",
     "ShardWriter",
+    "Shelf",
     "Split",
     "SplitEntry",
     "SplitIndex",
@@ -87,11 +99,17 @@ __all__ = [
     "count_labels",
     "find_shard_set",
     "finish_shard_set",
+    "folder_at",
+    "holds_credentials",
     "index_text",
+    "is_address",
     "is_key",
     "load_mended",
+    "masked",
     "mean_image_file",
+    "mending",
     "open_regular",
+    "open_store",
     "ppm_bytes",
     "ppm_pixels",
     "printable",

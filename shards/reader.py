@@ -1,11 +1,9 @@
-"""Reading: a shard set is opened by its manifest, samples are found by the indexes, bytes are memory maps."""
+"""Reading: a shard set is opened by its manifest, samples are found by the indexes. `files` reads the images."""
 
 from __future__ import annotations
 
-import mmap
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,11 @@ from numpy.typing import NDArray
 
 from .errors import CorruptShardSet, NoShardSet, NoSuchSplit
 from .index import read_index
-from .manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, SAMPLES_NAME, SUMS_NAME, Manifest
+from .manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, SAMPLES_NAME, SUMS_NAME, Manifest, ShardEntry
 from .naming import ShardName, Split
 from .regular import open_regular
 from .rows import read_rows
+from .shelf import LocalShelf, Shelf, corrupt
 
 UNFINISHED = ".build/plan.json"  # what a build keeps in its folder until it has written the manifest
 
@@ -29,7 +28,7 @@ class SplitIndex:
     """Where every image of a split lies, in the order on disk; N samples."""
 
     split: Split
-    shards: tuple[Path, ...]
+    shards: tuple[ShardEntry, ...]
     shard: NDArray[np.int32]  # (N,): place in `shards`
     offset: NDArray[np.int64]  # (N,): first byte of the image in its shard
     size: NDArray[np.int64]  # (N,): bytes of the image
@@ -45,8 +44,9 @@ class SplitIndex:
 class ShardSet:
     """A folder of shards with its manifest: `ShardSet.open("shards/").index("train").keys`."""
 
-    path: Path
+    path: Path  # of the folder that holds manifest, samples.tsv, mean image and indexes
     manifest: Manifest
+    shelf: Shelf  # opens its shards
 
     @classmethod
     def open(cls, path: str | Path) -> ShardSet:
@@ -57,9 +57,14 @@ class ShardSet:
             BadManifest, CorruptShardSet: what is there is damaged.
         """
         folder = find_shard_set(Path(path))
-        shard_set = cls(folder, Manifest.load(folder))
-        shard_set.check_sizes()
-        return shard_set
+        manifest, shelf = Manifest.load(folder), LocalShelf(folder)
+        shelf.check(shard for split in manifest.splits.values() for shard in split.shards)
+        return cls(folder, manifest, shelf)
+
+    @property
+    def shown(self) -> str:
+        """How messages name the set: its folder, or its address."""
+        return self.shelf.shown
 
     @property
     def name(self) -> str:
@@ -71,24 +76,6 @@ class ShardSet:
         """The identity of the set: 64 hexadecimal digits."""
         return self.manifest.digest
 
-    def check_sizes(self) -> None:
-        """Compare the sizes of the shards with the manifest, which costs one look at each.
-
-        Raises:
-            CorruptShardSet: a shard is missing or has another size.
-        """
-        for split in self.manifest.splits.values():
-            for shard in split.shards:
-                path = self.path / shard.name
-                try:
-                    size = path.stat().st_size
-                except OSError as error:
-                    raise self._corrupt(f"the shard {shard.name} cannot be opened: {error.strerror}") from error
-                if size != shard.bytes:
-                    raise self._corrupt(
-                        f"the shard {shard.name} has {size:,} bytes, the manifest says {shard.bytes:,}"
-                    )
-
     def index(self, split: str) -> SplitIndex:
         """Every sample of a split.
 
@@ -99,7 +86,7 @@ class ShardSet:
         entry = self.manifest.splits.get(split)
         if entry is None:
             held = ", ".join(self.manifest.splits) or "none"
-            raise NoSuchSplit(f"{self.path} has no split {split!r}; it has {held}")
+            raise NoSuchSplit(f"{self.shown} has no split {split!r}; it has {held}")
         keys: list[str] = []
         parts = []
         extension = self.manifest.image.extension
@@ -124,7 +111,7 @@ class ShardSet:
         counts = [shard.samples for shard in entry.shards]
         return SplitIndex(
             split=Split(split),
-            shards=tuple(self.path / shard.name for shard in entry.shards),
+            shards=entry.shards,
             shard=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
             offset=np.concatenate([part.offset for part in parts]) if parts else np.zeros(0, np.int64),
             size=np.concatenate([part.size for part in parts]) if parts else np.zeros(0, np.int64),
@@ -151,13 +138,7 @@ class ShardSet:
         return mean  # type: ignore[no-any-return]
 
     def _corrupt(self, what: str) -> CorruptShardSet:
-        return CorruptShardSet(
-            what,
-            where=str(self.path),
-            why="images or labels would be wrong or missing",
-            remedy=f"alexshard verify {shlex.quote(str(self.path))} --repair SOURCE makes what is wrong "
-            "again; or fetch the damaged file again",
-        )
+        return corrupt(self.shown, what)
 
 
 def find_shard_set(path: Path) -> Path:
@@ -218,40 +199,3 @@ def _check_incomplete(folder: Path) -> None:
             why="shapes, labels, mean and digests are taken from it",
             remedy="restore it from where the set came from, or build the set again, into another folder",
         )
-
-
-class ShardBytes:
-    """The bytes of a split's images, from memory maps of its shards; nothing is copied.
-
-    A map is made when its shard is first touched and stays until `close`.
-    """
-
-    def __init__(self, index: SplitIndex) -> None:
-        self._index = index
-        self._maps: list[memoryview | None] = [None] * len(index.shards)
-
-    def bytes_of(self, position: int) -> memoryview:
-        """The image of the sample at `position` of the split's order on disk, as stored (JPEG or PPM)."""
-        shard = int(self._index.shard[position])
-        view = self._maps[shard]
-        if view is None:
-            view = self._maps[shard] = self._map(shard)
-        start = int(self._index.offset[position])
-        return view[start : start + int(self._index.size[position])]
-
-    def _map(self, shard: int) -> memoryview:
-        path = self._index.shards[shard]
-        # Python 3.13 can let go of the descriptor once the file is mapped; a thousand shards then need none.
-        options = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ, **options))
-
-    def close(self) -> None:
-        """Let go of the maps; views handed out before keep theirs alive."""
-        self._maps = [None] * len(self._maps)
-
-    def __enter__(self) -> ShardBytes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -18,6 +18,29 @@ def open_regular(path: Path) -> BufferedReader:
     return open(path, "rb", opener=_opener)
 
 
+def open_descriptor(path: Path) -> int:
+    """The same as a bare descriptor, which the caller closes.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    return _opener(os.fspath(path), os.O_RDONLY | os.O_CLOEXEC)
+
+
+def regular_status(path: Path) -> os.stat_result:
+    """What the file system says of a file that can be read, without opening it.
+
+    Raises:
+        OSError: there is none, it may not be read, or is no regular file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if not os.access(path, os.R_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return status
+
+
 def read_regular(path: Path, most: int = -1) -> bytes:
     """The bytes of a file, or as many as are asked for.
 

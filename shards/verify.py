@@ -39,6 +39,7 @@ from .naming import ShardName
 from .reader import ShardSet, find_shard_set
 from .regular import open_regular, read_regular
 from .restore import derived
+from .shelf import LocalShelf
 
 _BLOCK = 1 << 20
 _MOST_THREADS = 8  # so many outrun most disks, and each has a few megabytes of buffers
@@ -102,7 +103,9 @@ def _problems(folder: Path, manifest: Manifest, on_file: Callable[[str, int], No
         yield from _check_counts(name, split)
     if QUARANTINE_NAME not in damages:
         yield from _check_quarantine(folder, manifest)
-    yield from _check_statistics(ShardSet(folder, manifest), mean_is_sound=MEAN_IMAGE_NAME not in damages)
+    yield from _check_statistics(
+        ShardSet(folder, manifest, LocalShelf(folder)), mean_is_sound=MEAN_IMAGE_NAME not in damages
+    )
 
 
 def _promised(folder: Path, manifest: Manifest) -> tuple[dict[str, str], list[Problem]]:

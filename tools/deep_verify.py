@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..shards import NO_LABEL, Problem, ShardBytes, ShardSet, SplitIndex, usable_cores
+from ..shards import NO_LABEL, Problem, ShardFiles, ShardSet, SplitIndex, usable_cores
 
 
 def deep_verify(shard_set: ShardSet, *, on_samples: Callable[[int], None] = lambda _number: None) -> list[Problem]:
@@ -31,10 +31,7 @@ def deep_verify(shard_set: ShardSet, *, on_samples: Callable[[int], None] = lamb
     stop = threading.Event()
     # Decoding leaves Python's lock, so threads serve; each has a shard of its own.
     with ThreadPoolExecutor(usable_cores()) as pool:
-        futures = [
-            pool.submit(_check_shard, index, place, shard_set.manifest.image.side, on_samples, stop)
-            for index, place in units
-        ]
+        futures = [pool.submit(_check_shard, shard_set, index, place, on_samples, stop) for index, place in units]
         try:
             return [problem for future in futures for problem in future.result()]
         except BaseException:
@@ -44,9 +41,9 @@ def deep_verify(shard_set: ShardSet, *, on_samples: Callable[[int], None] = lamb
 
 
 def _check_shard(
-    index: SplitIndex, place: int, side: int, on_samples: Callable[[int], None], stop: threading.Event
+    shard_set: ShardSet, index: SplitIndex, place: int, on_samples: Callable[[int], None], stop: threading.Event
 ) -> list[Problem]:
-    path = index.shards[place]
+    path, side = shard_set.path / index.shards[place].name, shard_set.manifest.image.side
     positions = np.flatnonzero(index.shard == place).tolist()
     expected = {index.keys[position]: position for position in positions}
     problems: list[Problem] = []
@@ -71,7 +68,7 @@ def _check_shard(
         if image_size != (side, side):
             report(key, f"decodes to {image_size[0]}×{image_size[1]} pixels, not {side}×{side}")
     reported, given = {problem.key for problem in problems}, set(read)
-    with ShardBytes(index) as stored:
+    with ShardFiles(index, shard_set.shelf) as stored:
         for position in positions:
             key = index.keys[position]
             if key in given - reported and zlib.crc32(stored.bytes_of(position)) != index.crc32[position]:

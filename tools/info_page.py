@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .. import __version__
-from ..shards import QUARANTINE_NAME, CorruptShardSet, ShardBytes, ShardSet, appearing_whole, byte_size
+from ..shards import QUARANTINE_NAME, CorruptShardSet, ShardFiles, ShardSet, appearing_whole, byte_size
 from .info import image_words, plain, report, statistics_words
 from .info_html import Html, document, element, joined, table
 from .show import check_out, decoded, first_word
@@ -243,7 +243,7 @@ def _pictures(shard_set: ShardSet, split: str) -> Iterator[tuple[int, list[Html]
     starts = np.searchsorted(index.label[by_label], np.arange(len(classes) + 1))
     each = min(8, max(1, PICTURES // len(classes)))
     left = PICTURES_BYTES
-    with ShardBytes(index) as stored:
+    with ShardFiles(index, shard_set.shelf) as stored:
         for label, entry in enumerate(classes):
             shown = []
             for position in by_label[starts[label] : starts[label + 1]][:each]:

@@ -20,7 +20,7 @@ from ..shards import (
     AlexshardError,
     ClassEntry,
     CorruptShardSet,
-    ShardBytes,
+    ShardFiles,
     ShardSet,
     SplitIndex,
     WrongCall,
@@ -57,7 +57,7 @@ def show(shard_set: ShardSet, wish: Wish, out: Path, *, on_images: Callable[[int
     split = wish.split or next(iter(shard_set.manifest.splits))
     index = shard_set.index(split)
     chosen = _chosen(shard_set, index, wish)
-    with ShardBytes(index) as stored:
+    with ShardFiles(index, shard_set.shelf) as stored:
         tiles = []
         for position in chosen:
             tiles.append([_original(shard_set, index, stored, int(position))])
@@ -172,7 +172,7 @@ def first_word(entry: ClassEntry) -> str:
     return entry.words.split(",")[0].strip() or entry.synset
 
 
-def decoded(shard_set: ShardSet, index: SplitIndex, stored: ShardBytes, position: int) -> Image.Image:
+def decoded(shard_set: ShardSet, index: SplitIndex, stored: ShardFiles, position: int) -> Image.Image:
     """The picture at a position of a split's order on disk, RGB.
 
     Raises:
@@ -185,7 +185,7 @@ def decoded(shard_set: ShardSet, index: SplitIndex, stored: ShardBytes, position
         shard = index.shards[int(index.shard[position])]
         raise CorruptShardSet(
             f"sample {index.keys[position]} cannot be decoded: {error}",
-            where=f"{shard} at byte {int(index.offset[position]):,}",
+            where=f"{shard_set.path / shard.name} at byte {int(index.offset[position]):,}",
             why="training would stop here",
             remedy=f"alexshard verify {_pasted(shard_set.path)}",
         ) from None
@@ -229,7 +229,7 @@ def _rounds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return rounds
 
 
-def _original(shard_set: ShardSet, index: SplitIndex, stored: ShardBytes, position: int) -> Tile:
+def _original(shard_set: ShardSet, index: SplitIndex, stored: ShardFiles, position: int) -> Tile:
     pixels = np.asarray(decoded(shard_set, index, stored, position))
     label = int(index.label[position])
     if label == NO_LABEL:

@@ -35,8 +35,8 @@ def digest(tensor):
 
 def test_the_form_that_decodes_gives_what_the_form_for_pixels_gives(jpeg_set):
     """On a card the graph decodes; the same graph for the cores decodes too, by DALI's own decoder."""
-    index = ShardSet.open(jpeg_set.path).index("train")
-    stored = StoredImages(index, 74)
+    shard_set = ShardSet.open(jpeg_set.path)
+    stored = StoredImages(shard_set.index("train"), shard_set.shelf, 74)
     samples = np.arange(20)
     treated = Treatment(None, 10, 0, None, None).of(0, 20, epoch=0, step=0)
     outputs = []

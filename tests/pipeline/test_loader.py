@@ -22,7 +22,7 @@ from alexshard.pipeline import (
 )
 from alexshard.pipeline.bytes import StoredImages
 from alexshard.pipeline.decode import EncodedImages
-from alexshard.shards import NoSuchSplit, ShardSet, WrongCall
+from alexshard.shards import LocalShelf, NoSuchSplit, ShardSet, WrongCall
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import integers
 
@@ -303,9 +303,10 @@ def spoiled(pictures, folder, *, at, by):
     shutil.copytree(pictures.path, folder)
     index = ShardSet.open(folder).index("train")
     start = int(index.offset[0])
-    data = bytearray(index.shards[0].read_bytes())
+    shard = folder / index.shards[0].name
+    data = bytearray(shard.read_bytes())
     data[start + at : start + at + len(by)] = by
-    index.shards[0].write_bytes(data)
+    shard.write_bytes(data)
     return index
 
 
@@ -333,7 +334,7 @@ def test_raw_pixels_of_another_size_are_named_with_their_place(raw_set, tmp_path
 def test_the_graph_is_never_given_a_damaged_jpeg(jpeg_set, tmp_path):
     """On a card the graph decodes, and DALI's decoder can end the process on a damaged file."""
     index = spoiled(jpeg_set, tmp_path / "spoiled", at=300, by=bytes(20))
-    source = EncodedImages(StoredImages(index, 74))
+    source = EncodedImages(StoredImages(index, LocalShelf(tmp_path / "spoiled"), 74))
 
     assert len(source.load(np.arange(1, 73))) == 72
     with pytest.raises(UndecodableSample, match=r"train_000 .* CRC-32") as told:

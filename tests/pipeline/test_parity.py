@@ -57,22 +57,17 @@ def test_training_images_of_a_raw_set_equal_the_reference(raw_set, preset, mean)
 
 @pytest.mark.parametrize("preset", ["paper", "original"])
 def test_training_images_of_a_jpeg_set_differ_from_the_reference_as_two_decoders_do(jpeg_set, preset):
-    index = ShardSet.open(jpeg_set.path).index("train")
-    pixels = stored_pixels(index)
+    pixels = stored_pixels(ShardSet.open(jpeg_set.path))
     expected = expected_training(pixels, jpeg_set, preset, jpeg_set.mean_image)
     batch = one_batch(jpeg_set, augment=preset)
 
     np.testing.assert_allclose(batch.images.numpy(), expected, atol=DECODERS_DIFFER + 1e-3, rtol=0)
 
 
-def stored_pixels(index):
-    """Every image of a split, decoded by the reference."""
-    images = []
-    for shard, offset, size in zip(index.shard, index.offset, index.size, strict=True):
-        with index.shards[shard].open("rb") as file:
-            file.seek(offset)
-            images.append(reference.decoded(file.read(size), "jpg"))
-    return np.stack(images)
+def stored_pixels(shard_set):
+    """Every image of train, decoded by the reference."""
+    with ShardFiles(shard_set.index("train"), shard_set.shelf) as stored:
+        return np.stack([reference.decoded(stored.bytes_of(i), "jpg") for i in range(len(stored.index))])
 
 
 @pytest.mark.parametrize("mean_crop", ["own", "centre"])
@@ -177,7 +172,7 @@ def test_real_photographs_come_out_as_the_reference_says(assembled, tmp_path):
     ]
     subprocess.run([*map(str, command), "--max-bad", "0"], check=True, capture_output=True)
     shard_set = ShardSet.open(tmp_path)
-    pixels, mean_HWC = stored_pixels(shard_set.index("train")), shard_set.mean_image()
+    pixels, mean_HWC = stored_pixels(shard_set), shard_set.mean_image()
     with Loader(shard_set, batch_size=16, augment="original", seed=SEED) as loader:
         assert len(loader) > 1
         for number, batch in enumerate(loader):

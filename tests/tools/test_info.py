@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alexshard.shards import CorruptShardSet, Manifest, ShardBytes, ShardSet, count_labels
+from alexshard.shards import CorruptShardSet, Manifest, ShardFiles, ShardSet, count_labels
 from alexshard.tools.info import text
 from alexshard.tools.swatches import mean_colour, nearest_of_256, ramp
 
@@ -235,8 +235,9 @@ def test_of_many_classes_the_first_and_last_are_shown_unless_all_are_asked_for(a
 
 
 def test_of_folders_the_names_alone_are_told_aligned_by_what_they_take_in_a_terminal(sample_set, tmp_path):
-    index = ShardSet.open(sample_set).index("train")
-    with ShardBytes(index) as stored:
+    shard_set = ShardSet.open(sample_set)
+    index = shard_set.index("train")
+    with ShardFiles(index, shard_set.shelf) as stored:
         for name in ("cat", "犬の写真", *(f"x{number:02d}" for number in range(10))):
             (tmp_path / "source" / name).mkdir(parents=True)
             (tmp_path / "source" / name / "it.JPEG").write_bytes(stored.bytes_of(0))

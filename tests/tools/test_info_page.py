@@ -17,7 +17,7 @@ from alexshard.shards import (
     ImageFormat,
     Sample,
     SampleRow,
-    ShardBytes,
+    ShardFiles,
     ShardName,
     ShardSet,
     ShardWriter,
@@ -59,8 +59,9 @@ def written(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def hostile(sample_source: Path, sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """A set whose classes and refused images are called as no page would like it."""
     base = tmp_path_factory.mktemp("hostile")
-    index = ShardSet.open(sample_set).index("train")
-    with ShardBytes(index) as stored:
+    shard_set = ShardSet.open(sample_set)
+    index = shard_set.index("train")
+    with ShardFiles(index, shard_set.shelf) as stored:
         for number, name in enumerate(HOSTILE):
             folder = base / "source" / name
             folder.mkdir(parents=True)
@@ -94,7 +95,7 @@ def test_each_picture_is_of_its_key_and_class(written, sample_set):
     shard_set = ShardSet.open(sample_set)
     index, classes = shard_set.index("train"), shard_set.manifest.classes
     shown = 0
-    with ShardBytes(index) as stored:
+    with ShardFiles(index, shard_set.shelf) as stored:
         for row in parsed(written).iter("tr"):
             for image in row.iter("img"):
                 name, _, key = image.get("alt", "").partition(": sample ")
@@ -220,9 +221,10 @@ def test_every_refused_image_is_told_with_its_reason(hostile):
 
 
 def test_of_one_image_is_spoken_in_the_singular(sample_set, tmp_path):
-    index = ShardSet.open(sample_set).index("train")
+    shard_set = ShardSet.open(sample_set)
+    index = shard_set.index("train")
     (tmp_path / "source" / "cat").mkdir(parents=True)
-    with ShardBytes(index) as stored:
+    with ShardFiles(index, shard_set.shelf) as stored:
         (tmp_path / "source" / "cat" / "good.JPEG").write_bytes(stored.bytes_of(0))
     (tmp_path / "source" / "cat" / "bad.JPEG").write_bytes(b"")
     run(*alexshard("build", tmp_path / "source", "--out", tmp_path / "set", "--max-bad", "100%"))
@@ -234,9 +236,10 @@ def test_of_one_image_is_spoken_in_the_singular(sample_set, tmp_path):
 
 
 def test_a_set_without_labels_is_shown_without_classes(hostile, sample_set, tmp_path):
-    index = ShardSet.open(sample_set).index("test")
+    shard_set = ShardSet.open(sample_set)
+    index = shard_set.index("test")
     (tmp_path / "source" / "test").mkdir(parents=True)
-    with ShardBytes(index) as stored:
+    with ShardFiles(index, shard_set.shelf) as stored:
         (tmp_path / "source" / "test" / "it.JPEG").write_bytes(stored.bytes_of(0))
     options = ["--splits", "test", "--unlabelled", "--statistics-from", hostile.path]
     run(*alexshard("build", tmp_path / "source", "--out", tmp_path / "set", *options))

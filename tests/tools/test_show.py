@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from alexshard.pipeline import PAPER, Loader, draw, epoch_order
 from alexshard.pipeline.reference import decoded, jitter_of, training_images
-from alexshard.shards import ClassEntry, ShardBytes, ShardSet, WrongCall
+from alexshard.shards import ClassEntry, ShardFiles, ShardSet, WrongCall
 from alexshard.tools import lettering
 from alexshard.tools.lettering import Lettering
 from alexshard.tools.sheet import TILE, layout_of
@@ -123,7 +123,7 @@ def test_beside_each_picture_stands_what_the_reference_gives_for_the_epochs_of_t
     mean = np.broadcast_to(np.array(statistics.channel_mean), (256, 256, 3))
     small = round(224 * TILE / 256)
     differences, mirrored = [], 0
-    with ShardBytes(index) as stored:
+    with ShardFiles(index, shard_set.shelf) as stored:
         for number, key in enumerate(drawn.keys):
             at = index.keys.index(key)
             for epoch in range(EPOCHS_SHOWN):
@@ -207,7 +207,7 @@ def test_a_folder_that_takes_no_file_is_told_with_a_remedy(sample_set, command):
 def test_a_picture_that_cannot_be_decoded_is_named_and_nothing_is_written(sample_set, tmp_path):
     copy = shutil.copytree(sample_set, tmp_path / "set")
     index = ShardSet.open(copy).index("val")
-    with index.shards[0].open("r+b") as file:
+    with (copy / index.shards[0].name).open("r+b") as file:
         file.seek(int(index.offset[0]))
         file.write(b"\0" * 64)
     done = subprocess.run(
