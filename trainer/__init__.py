@@ -11,7 +11,8 @@ from .network import AlexNet
 from .plan import Plan, validation_split
 from .recipe import LAYERS, PRESETS, Recipe, Segment, differences
 from .run_folder import DamagedRun, Record, RunFolder
-from .step import measure_demand
+from .schedule import Schedule
+from .step import Stepper, measure_demand
 from .towers import TwoTowers, build_network
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "Record",
     "Reporter",
     "RunFolder",
+    "Schedule",
     "Segment",
+    "Stepper",
     "TwoTowers",
     "build_network",
     "differences",
