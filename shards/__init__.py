@@ -32,7 +32,7 @@ from .restore import promised_digests, restored
 from .rows import SampleRow, count_labels, read_rows
 from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
 from .shelf import LocalShelf, Shelf, mending
-from .stores import ANSWER_S, GOOGLE_SCHEMES, S3_SCHEMES, open_store
+from .stores import ANSWER_S, GOOGLE_SCHEMES, S3_SCHEMES, local_name, open_store
 from .tar import stored_size
 from .verify import load_mended, verify_shard_set
 from .words import byte_size, printable
@@ -105,6 +105,7 @@ __all__ = [
     "is_address",
     "is_key",
     "load_mended",
+    "local_name",
     "masked",
     "mean_image_file",
     "mending",

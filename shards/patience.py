@@ -6,6 +6,7 @@ better by itself (no permission, no credentials) is told at once. Secrets of an 
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 from collections.abc import Callable
@@ -103,7 +104,8 @@ class Patience:
                     raise self._refused(what, name, error) from None
                 if type(error).__name__ == "ParamValidationError":
                     raise WrongCall(f"{self.shown}: {self.said(error)}", remedy="mend the address") from None
-                if pause is None or self._stopped.wait(pause):
+                # Many that were refused together must not come back together.
+                if pause is None or self._stopped.wait(pause * random.uniform(1, 1.5)):
                     raise self.failed(what, name, error) from None
         raise AssertionError("the last attempt returns or raises")
 

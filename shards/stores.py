@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import WrongCall
-from .patience import Patience, holds_credentials
+from .patience import Patience, holds_credentials, masked
 
 CONNECT_S, ANSWER_S = 10, 60  # S3 may take most of a minute to put the parts of an upload together
 S3_SCHEMES = frozenset({"s3", "s3a"})
 GOOGLE_SCHEMES = frozenset({"gs", "gcs"})
+_WEB = frozenset({"http", "https"})
 _EXTRAS = {**dict.fromkeys(S3_SCHEMES, "s3"), **dict.fromkeys(GOOGLE_SCHEMES, "gcs")}
 
 
@@ -49,6 +52,13 @@ def open_store(
         # Repeating is done in `Patience`, in one place: three layers of it would take minutes to give up.
         config = {"retries": {"total_max_attempts": 1}, "connect_timeout": CONNECT_S, "read_timeout": answer_s}
         options["config_kwargs"] = config | ({"max_pool_connections": connections} if connections else {})
+    if scheme in _WEB:
+        with suppress(ImportError):  # fsspec says what is missing
+            import aiohttp
+
+            # By itself it gives up after five minutes, however much has come.
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=answer_s)
+            options["client_kwargs"] = {"timeout": limits}
     try:
         fs, path = fsspec.url_to_fs(address, **options)
     except ImportError as error:
@@ -69,3 +79,8 @@ def open_store(
     if scheme in S3_SCHEMES:
         fs.retries = 2
     return fs, path.rstrip("/")
+
+
+def local_name(address: str) -> str:
+    """A name for what is kept on this machine about an address; it changes with no password or token."""
+    return hashlib.sha256(masked(address).rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()[:24]

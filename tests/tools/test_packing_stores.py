@@ -20,11 +20,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from alexshard.shards import AlexshardError, Patience, ShardName, Split, WrongCall, is_address, masked
+from alexshard.shards import AlexshardError, Patience, ShardName, Split, WrongCall, is_address, local_name, masked
 from alexshard.tools.packing import prefix, publish, source_at
 from alexshard.tools.packing.prefix import BEAT_S, DEAD_S, MARK_NAME, Mark, check_prefix
 from alexshard.tools.packing.publish import Publisher, publishing
-from alexshard.tools.packing.stores import Store, local_name
+from alexshard.tools.packing.stores import Store
 
 from tests.conftest import alexshard, run
 from tests.s3_server import S3, Cut, CutRequest, Hold, Slow, Spoil, Status, Unheard

@@ -24,9 +24,10 @@ from ...shards import (
     appearing_whole,
     folder_at,
     is_address,
+    local_name,
 )
 from .prefix import BEAT_S, DEAD_S, MARK_NAME, SIDE_FILES, Mark, is_ours, now, taken
-from .stores import Store, Stored, local_name
+from .stores import Store, Stored
 
 UPLOADS = 3  # at a time; one stream alone seldom fills a line
 _PARTING_S = 2.0

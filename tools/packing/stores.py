@@ -25,7 +25,6 @@ from ...shards import (
     AlexshardError,
     Patience,
     WrongCall,
-    masked,
     open_store,
 )
 
@@ -33,11 +32,6 @@ PART_BYTES = 8 * 2**20  # of an upload in parts; a thread holds two of them and 
 _OBJECT_STORES = {*S3_SCHEMES, *GOOGLE_SCHEMES, "az", "abfs", "abfss", "adl", "oci", "oss", "memory"}
 _HERE = {"file", "local"}
 _MD5 = re.compile(r"[0-9a-f]{32}(-\d+)?")
-
-
-def local_name(address: str) -> str:
-    """A name for what is kept on this machine about an address; it changes with no password or token."""
-    return hashlib.sha256(masked(address).rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 @dataclass(frozen=True, slots=True)
