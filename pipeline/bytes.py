@@ -94,7 +94,8 @@ class StoredImages:
         )
 
     def will_need(self, shards: Sequence[int]) -> None:
-        """These shards, by their place in the index, are wanted next: the whole list, in order."""
+        """These shards, by their place in the index, are wanted now and next, in this order, and no others."""
+        self._files.keep_only(shards)
         self.shelf.ahead([self.index.shards[shard] for shard in shards])
 
     def close(self) -> None:

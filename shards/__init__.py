@@ -5,7 +5,7 @@ The format byte by byte is in README.md beside this file.
 
 from .cores import usable_cores
 from .damage import Problem
-from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall
+from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, NoSuchSplit, WrongCall, mending
 from .files import OpenShard, ShardFiles
 from .index import ImageIndex, IndexEntry, index_text, read_index
 from .interop import braces
@@ -31,7 +31,7 @@ from .regular import open_regular
 from .restore import promised_digests, restored
 from .rows import SampleRow, count_labels, read_rows
 from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
-from .shelf import LocalShelf, Shelf, mending
+from .shelf import LocalShelf, Shelf
 from .stores import ANSWER_S, GOOGLE_SCHEMES, S3_SCHEMES, local_name, open_store
 from .tar import stored_size
 from .verify import load_mended, verify_shard_set

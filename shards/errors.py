@@ -10,6 +10,7 @@ AlexshardError            the work failed                                exit co
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 
@@ -62,3 +63,25 @@ class NoShardSet(WrongCall):
 
 class NoSuchSplit(WrongCall):
     """The set has no such split."""
+
+
+def mending(shown: str) -> str:
+    """What to do about a damaged file of the set that messages call `shown`.
+
+    >>> mending("/data/two words")
+    "alexshard verify '/data/two words' --repair SOURCE makes what is wrong again; or fetch the damaged file again"
+    """
+    if "://" in shown:
+        return (
+            "if alexshard verify finds nothing wrong with a copy of the set, "
+            "delete what lies in the cache; else put the damaged file there again"
+        )
+    verify = f"alexshard verify {shlex.quote(shown)} --repair SOURCE"
+    return f"{verify} makes what is wrong again; or fetch the damaged file again"
+
+
+def corrupt(shown: str, what: str, *, where: str = "") -> CorruptShardSet:
+    """The error that says what is wrong with a set, and what to do about it."""
+    return CorruptShardSet(
+        what, where=where or shown, why="images or labels would be wrong or missing", remedy=mending(shown)
+    )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
-from .errors import AlexshardError
+from .errors import AlexshardError, corrupt
 from .reader import SplitIndex
-from .shelf import Shelf, corrupt, no_descriptors
+from .shelf import Shelf, no_descriptors
 
 _LEAST_OPEN = 4
 
@@ -78,6 +79,12 @@ class ShardFiles:
         with self._lock:
             self._open.pop(shard, None)
         return self.shelf.again(self.index.shards[shard])
+
+    def keep_only(self, shards: Collection[int]) -> None:
+        """Let go of all others: they are not wanted soon, and a cache may drop what nobody holds."""
+        with self._lock:
+            for shard in self._open.keys() - set(shards):
+                del self._open[shard]
 
     def bytes_of(self, position: int) -> bytes:
         """A copy of the image of the sample at `position` of the split's order on disk, as stored (JPEG or PPM).

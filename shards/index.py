@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptShardSet
+from .errors import CorruptShardSet, mending
+from .regular import read_regular
 from .sample import LABEL_EXTENSION
 
 VERSION = "v1.2"
@@ -59,7 +60,7 @@ def read_index(path: Path, *, extension: str, labelled: bool) -> ImageIndex:
         CorruptShardSet: the text is not such an index.
     """
     try:
-        words = path.read_bytes().split()
+        words = read_regular(path).split()
     except OSError as error:
         raise _corrupt(path, f"cannot be read: {error.strerror}") from error
     stride = WORDS_PER_MEMBER * (2 if labelled else 1)
@@ -87,5 +88,5 @@ def _corrupt(path: Path, what: str) -> CorruptShardSet:
         f"the index {path.name} {what}",
         where=str(path),
         why="samples are found in a shard by its index alone",
-        remedy="alexshard verify DIR tells what else is wrong; build the set again",
+        remedy=mending(str(path.parent)),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -12,13 +15,15 @@ from tokenize import TokenError
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptShardSet, NoShardSet, NoSuchSplit
+from .errors import CorruptShardSet, NoShardSet, NoSuchSplit, corrupt
 from .index import read_index
-from .manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, SAMPLES_NAME, SUMS_NAME, Manifest, ShardEntry
+from .manifest import MANIFEST_NAME, MEAN_IMAGE_NAME, SAMPLES_NAME, SUMS_NAME, Manifest, ShardEntry, SplitEntry
 from .naming import ShardName, Split
-from .regular import open_regular
+from .regular import read_regular
 from .rows import read_rows
-from .shelf import LocalShelf, Shelf, corrupt
+from .sample import NO_LABEL
+from .shelf import LocalShelf, Shelf
+from .table import Indexes, Keys, NotPlain, read_indexes, read_row_columns
 
 UNFINISHED = ".build/plan.json"  # what a build keeps in its folder until it has written the manifest
 
@@ -87,38 +92,87 @@ class ShardSet:
         if entry is None:
             held = ", ".join(self.manifest.splits) or "none"
             raise NoSuchSplit(f"{self.shown} has no split {split!r}; it has {held}")
-        keys: list[str] = []
-        parts = []
+        try:
+            indexes, label, crc32 = self._at_once(split, entry)
+        except NotPlain:
+            indexes, label, crc32 = self._line_by_line(split, entry)
+        counts = [shard.samples for shard in entry.shards]
+        shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        return SplitIndex(
+            Split(split), entry.shards, shard, indexes.offset, indexes.size, label, crc32, indexes.keys
+        )
+
+    def _at_once(self, split: str, entry: SplitEntry) -> tuple[Indexes, NDArray[np.int64], NDArray[np.uint32]]:
+        """The whole, where all texts are those that were packed; a million samples take about a second."""
+        promised = self.manifest.files.get(SAMPLES_NAME)
+        if promised is None:  # early builds did not say
+            raise NotPlain
         extension = self.manifest.image.extension
+        indexes = read_indexes(self.path, entry.shards, extension=extension, labelled=entry.labelled)
+        before = itertools.takewhile(lambda name: name != split, self.manifest.splits)
+        first = sum(self.manifest.splits[name].samples for name in before)
+        columns = read_row_columns(self.path / SAMPLES_NAME, promised, split=split, first=first, keys=indexes.keys)
+        self._check_numbers(entry, indexes, columns[0])
+        return indexes, *columns
+
+    def _line_by_line(
+        self, split: str, entry: SplitEntry
+    ) -> tuple[Indexes, NDArray[np.int64], NDArray[np.uint32]]:
+        """The same, slowly.
+
+        Raises:
+            CorruptShardSet: what is wrong, with its line where there is one.
+        """
+        parts = []
         for shard in entry.shards:
             path = self.path / ShardName.parse(shard.name).index_name
-            part = read_index(path, extension=extension, labelled=entry.labelled)
+            part = read_index(path, extension=self.manifest.image.extension, labelled=entry.labelled)
             if len(part.keys) != shard.samples:
                 raise self._corrupt(
                     f"the index {path.name} has {len(part.keys):,} samples, the manifest says {shard.samples:,}"
                 )
-            # Offsets and sizes are compared one by one: their sum could pass the largest int64.
-            if ((part.size < 0) | (part.offset < 0) | (part.offset > shard.bytes - part.size)).any():
-                raise self._corrupt(f"the index {path.name} points outside {shard.name}")
-            keys += part.keys
             parts.append(part)
+        keys = [key for part in parts for key in part.keys]
         rows = list(read_rows(self.path / SAMPLES_NAME, split=split))
         if [row.key for row in rows] != keys:
             raise self._corrupt(f"{SAMPLES_NAME} and the indexes list other samples of {split}, or another order")
-        label = np.array([row.label for row in rows], np.int64)
-        if len(label) and not (label.min() >= -1 and label.max() < self.manifest.num_classes):
-            raise self._corrupt(f"{SAMPLES_NAME} has a label outside 0..{self.manifest.num_classes - 1}")
-        counts = [shard.samples for shard in entry.shards]
-        return SplitIndex(
-            split=Split(split),
-            shards=entry.shards,
-            shard=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-            offset=np.concatenate([part.offset for part in parts]) if parts else np.zeros(0, np.int64),
-            size=np.concatenate([part.size for part in parts]) if parts else np.zeros(0, np.int64),
-            label=label,
-            crc32=np.array([row.crc32 for row in rows], np.uint32),
-            keys=keys,
+        offset, size = (
+            np.concatenate([getattr(part, name) for part in parts] or [np.zeros(0, np.int64)])
+            for name in ("offset", "size")
         )
+        indexes = Indexes(Keys.of(keys), offset, size)
+        label = np.array([row.label for row in rows], np.int64)
+        self._check_numbers(entry, indexes, label)
+        for shard in entry.shards:
+            index_name = ShardName.parse(shard.name).index_name
+            self._check_digest(index_name, f"the index {index_name}", shard.index_sha256)
+        if promised := self.manifest.files.get(SAMPLES_NAME):
+            self._check_digest(SAMPLES_NAME, SAMPLES_NAME, promised.sha256)
+        return indexes, label, np.array([row.crc32 for row in rows], np.uint32)
+
+    def _check_numbers(self, entry: SplitEntry, indexes: Indexes, label: NDArray[np.int64]) -> None:
+        counts = [shard.samples for shard in entry.shards]
+        # Offsets and sizes are compared one by one: their sum could pass the largest int64.
+        ends = np.repeat([shard.bytes for shard in entry.shards], counts)
+        outside = (indexes.size < 0) | (indexes.offset < 0) | (indexes.offset > ends - indexes.size)
+        if outside.any():
+            number = int(np.searchsorted(np.cumsum(counts), np.flatnonzero(outside)[0], side="right"))
+            shard = ShardName.parse(entry.shards[number].name)
+            raise self._corrupt(f"the index {shard.index_name} points outside {shard}")
+        if len(label) and not (label.min() >= NO_LABEL and label.max() < self.manifest.num_classes):
+            raise self._corrupt(f"{SAMPLES_NAME} has a label outside 0..{self.manifest.num_classes - 1}")
+
+    def _check_digest(self, name: str, called: str, promised: str) -> None:
+        data = self._read(name)
+        found = hashlib.sha256(data).hexdigest()
+        if found != promised:
+            raise self._corrupt(f"{called} is not the one that was packed: its SHA-256 is {found}, not {promised}")
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return read_regular(self.path / name)
+        except OSError as error:
+            raise self._corrupt(f"{name} cannot be read: {error.strerror}") from error
 
     def mean_image(self) -> NDArray[np.float32]:
         """Mean of the training images, float32 (side, side, 3), RGB, 0..255.
@@ -126,15 +180,16 @@ class ShardSet:
         Raises:
             CorruptShardSet: the file is damaged or of another size.
         """
-        path = self.path / MEAN_IMAGE_NAME
+        data = self._read(MEAN_IMAGE_NAME)
         try:
-            with open_regular(path) as file:
-                mean = np.load(file, allow_pickle=False)
+            mean = np.load(io.BytesIO(data), allow_pickle=False)
         except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # a damaged header is parsed
             raise self._corrupt(f"{MEAN_IMAGE_NAME} cannot be read: {error}") from error
         side = self.manifest.image.side
         if mean.shape != (side, side, 3) or mean.dtype != np.float32:
             raise self._corrupt(f"{MEAN_IMAGE_NAME} is {mean.dtype} {mean.shape}, not float32 {(side, side, 3)}")
+        if promised := self.manifest.files.get(MEAN_IMAGE_NAME):
+            self._check_digest(MEAN_IMAGE_NAME, MEAN_IMAGE_NAME, promised.sha256)
         return mean  # type: ignore[no-any-return]
 
     def _corrupt(self, what: str) -> CorruptShardSet:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import CorruptShardSet
+from .errors import CorruptShardSet, mending
+from .regular import open_regular, read_regular
 from .sample import NO_LABEL
 
 COLUMNS = ("key", "label", "split", "shard", "original", "note", "crc32")
@@ -67,7 +68,7 @@ def read_rows(path: Path, *, split: str | None = None) -> Iterator[SampleRow]:
         CorruptShardSet: a line is none, with its number.
     """
     try:
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        text = read_regular(path).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise _corrupt(path, f"cannot be read: {error.strerror}") from error
     lines = text.split("\n")
@@ -94,7 +95,7 @@ def count_labels(path: Path, num_classes: int) -> dict[str, list[int]]:
         CorruptShardSet: a line has no label of 0..num_classes - 1.
     """
     try:
-        with path.open("rb") as lines:
+        with open_regular(path) as lines:
             next(lines, None)  # the header
             found = Counter(tuple(line.split(b"\t", 3)[1:3]) for line in lines)
     except OSError as error:
@@ -122,5 +123,5 @@ def _corrupt(path: Path, what: str) -> CorruptShardSet:
         f"{path.name} {what}",
         where=str(path),
         why="labels and keys are read from it",
-        remedy="alexshard verify DIR tells what else is wrong; build the set again",
+        remedy=mending(str(path.parent)),
     )

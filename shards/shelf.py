@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .errors import CorruptShardSet
+from .errors import CorruptShardSet, corrupt
 from .manifest import ShardEntry
 from .regular import open_descriptor, regular_status
 
@@ -54,28 +53,6 @@ class Shelf(Protocol):
 def no_descriptors(error: OSError) -> bool:
     """Whether the process or the machine has no descriptor left."""
     return error.errno in (errno.EMFILE, errno.ENFILE)
-
-
-def mending(shown: str) -> str:
-    """What to do about a damaged file of the set that messages call `shown`.
-
-    >>> mending("/data/two words")
-    "alexshard verify '/data/two words' --repair SOURCE makes what is wrong again; or fetch the damaged file again"
-    """
-    if "://" in shown:
-        return (
-            "if alexshard verify finds nothing wrong with a copy of the set, "
-            "delete what lies in the cache; else put the damaged file there again"
-        )
-    verify = f"alexshard verify {shlex.quote(shown)} --repair SOURCE"
-    return f"{verify} makes what is wrong again; or fetch the damaged file again"
-
-
-def corrupt(shown: str, what: str, *, where: str = "") -> CorruptShardSet:
-    """The error that says what is wrong with a set, and what to do about it."""
-    return CorruptShardSet(
-        what, where=where or shown, why="images or labels would be wrong or missing", remedy=mending(shown)
-    )
 
 
 class LocalShelf:
