@@ -1,0 +1,170 @@
+"""tools/bench_loader: tables, picture and page, on made-up figures."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from alexshard.tools.loader_chart import Bar, picture, picture_file
+from alexshard.tools.loader_page import page, picture_of
+from alexshard.tools.loader_report import bars_of, to_text
+
+from tests.tools.bench_reports import RATES, figures, report, stages, training
+
+SVG = "{http://www.w3.org/2000/svg}"
+PEERS = [
+    {"name": "alexshard, as above", "version": "", "about": "", "lacks": ""} | figures(3_900.0),
+    {"name": "webdataset", "version": "1.0", "about": "", "lacks": "no jitter"} | figures(390.0),
+]
+
+
+def swept(knob, values):
+    return [{"knob": knob, "value": value, "stages": stages()} for value in values]
+
+
+def everything():
+    return report(
+        training=training(31.0, waited=0.12),
+        sweep=[*swept("threads", (1, 2)), *swept("order", ("global", "stored"))],
+        peers=PEERS,
+        peers_left_out={"ffcv": "not installed: ffcv"},
+        ranks=[
+            {
+                "rank": rank,
+                "images_per_s": figures(1_950.0)["images_per_s"],
+                "share": 0.5,
+                "cores": 1.0,
+                "rss_bytes": 1,
+            }
+            for rank in (0, 1)
+        ],
+    )
+
+
+def texts_of(svg):
+    return ["".join(each.itertext()) for each in svg.iter() if each.tag.endswith("text")]
+
+
+def parts_of(svg):
+    return [each for each in svg.iter() if each.tag.endswith("rect") and each.findtext("{*}title")]
+
+
+def test_the_text_says_what_was_not_measured_and_ends_with_the_verdict():
+    text = to_text(report())
+
+    assert "The trainer's demand: not measured (--no-demand)." in text
+    assert text.splitlines()[-1] == "A made-up verdict."
+    assert "Sweep" not in text
+
+
+def test_the_text_has_every_table():
+    text = to_text(everything())
+
+    for said in (
+        "The loader by stage",
+        "3,900 [3,510..4,290]",
+        "1.75 + 0.12",
+        "batches from memory, handed over",
+        "The trainer, width 1",
+        "31.0 [27.9..34.1]",
+        "12.0%",
+        "gradients are not exchanged",
+        "webdataset 1.0",
+        "no jitter",
+        "Not run: ffcv: not installed: ffcv.",
+        "Sweep of threads",
+        "Sweep of order",
+        "rank 1",
+        "2 ranks at the same time",
+    ):
+        assert said in text
+
+
+def test_a_store_that_let_the_loader_wait_is_spoken_of():
+    slow = report()
+    slow["stages"][-1]["store_share"] = 0.254
+
+    assert "Of its time the loader waited 25.4% for shards" in to_text(slow)
+    assert "for shards" not in to_text(report())
+
+
+def test_parts_of_a_bar_lie_side_by_side_and_add_up_to_its_whole():
+    bars = bars_of(report())
+    svg = ET.fromstring(picture(bars, None, "a picture"))
+    parts = parts_of(svg)
+    places = [(float(part.get("x").rstrip("%")), float(part.get("width").rstrip("%"))) for part in parts]
+
+    assert bars[0].total_us == pytest.approx(1e6 / RATES["loader"])
+    assert len(parts) == len(RATES)
+    assert places[0][0] == 0
+    for (x, width), (following, _) in pairwise(places):
+        assert x + width == pytest.approx(following, abs=0.01)
+    assert places[-1][0] + places[-1][1] == pytest.approx(96, abs=0.01)
+
+
+def test_the_demand_is_a_line_where_it_belongs_or_said_where_it_is_far_off():
+    bars = [Bar("a", {"decode": 100.0})]
+    near = ET.fromstring(picture(bars, 5_000.0, "near"))
+    far = ET.fromstring(picture(bars, 31.0, "far"))
+    lines = [each for each in near.iter() if each.get("class") == "demand"]
+
+    assert [line.get("x1") for line in lines] == ["96.000%"]
+    assert "the trainer asks for 5,000 images/s" in texts_of(near)
+    assert [each for each in far.iter() if each.get("class") == "demand"] == []
+    assert "the trainer asks for 31.0 images/s, one each 32,258 µs →" in texts_of(far)
+
+
+def test_a_sweep_and_others_have_bars_under_their_headings():
+    texts = texts_of(ET.fromstring(picture(bars_of(everything()), 31.0, "all")))
+
+    for heading in ("Sweep of threads", "Sweep of order", "Others on the same images"):
+        assert texts.count(heading) == 1
+    assert texts.count("webdataset 1.0") == 1
+    assert texts.count("alexshard, as above") == 0
+
+
+def test_the_picture_file_stands_alone():
+    svg = ET.fromstring(picture_of(report(), "today"))
+
+    assert svg.tag == SVG + "svg"
+    assert "Where the time of an image goes" in texts_of(svg)
+    assert "prefers-color-scheme: dark" in svg.findtext(f"{SVG}style")
+
+
+def test_the_page_is_well_formed_and_asks_nobody_for_anything():
+    content = page(everything(), "today")
+    root = ET.fromstring(content.removeprefix("<!DOCTYPE html>\n"))
+    outside = [
+        value
+        for each in root.iter()
+        for name, value in each.attrib.items()
+        if name in ("src", "href", "xlink:href") or "url(" in value
+    ]
+
+    HTMLParser().feed(content)
+    assert outside == []
+    assert "default-src &#x27;none&#x27;" in content
+    assert [each.text for each in root.iter("h2")] == [
+        "Where the time of an image goes",
+        "The loader by stage",
+        "The trainer, width 1",
+        "Others on the same images, in the same turns",
+        "Sweep of threads",
+        "Sweep of order",
+        "Each rank's part, as its trainer gets it",
+        "Measured on",
+    ]
+
+
+def test_nothing_written_into_a_report_is_markup():
+    hostile = report(shard_set="<script>alert(1)</script>")
+    hostile["verdict"]["text"] = "</p><b>"
+
+    assert "<script>" not in page(hostile, "<i>today</i>")
+    assert "<b>" not in page(hostile, "<i>today</i>")
+
+
+def test_a_picture_file_escapes_its_words():
+    assert "<b>" not in picture_file([Bar("<b>", {"decode": 1.0})], None, "<b>", ["<b>"])
