@@ -18,6 +18,9 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"  # serves; serves, but could do bett
 # 1,261,406 training images of ILSVRC2010 as 256×256 JPEGs of quality 90, which come to about 24 kB each.
 FULL_SET_BYTES = 35e9
 
+_DALI_COMMAND = "pip install nvidia-dali-cuda130"
+_COMPILE = "have a C compiler, then pip install --no-deps --force-reinstall --editable . in the clone of alexshard"
+
 # VPMADDWD on 256-bit registers: the instruction at the heart of pillow-simd's resampling when it is built for AVX2
 # (two-byte VEX prefix with L = 1 and pp = 01, opcode F5). Pillow's own wheels hold none, a build for SSE4 none.
 _VPMADDWD_YMM = re.compile(b"\xc5[" + b"".join(b"\\x%02x" % b for b in range(256) if b & 7 == 5) + b"]\xf5")
@@ -41,6 +44,7 @@ def examine() -> list[Finding]:
         ("machine", _machine),
         ("numpy", lambda: _package("numpy", "numpy")),
         ("packing", _packing),
+        ("loading", _loading),
         ("pillow", _pillow),
         ("simplejpeg", lambda: _package("simplejpeg", "simplejpeg")),
         ("scipy", lambda: _package("scipy", "scipy.io")),
@@ -95,10 +99,29 @@ def _packing() -> Finding:
         importlib.import_module("alexshard.tools.packing._square")
     except ImportError:
         found = "its loops in C were not compiled: Pillow and NumPy do the same, packing takes half as long again"
-        command = "pip install --no-deps --force-reinstall --editable ."
-        remedy = f"have a C compiler, then {command} in the clone of alexshard"
-        return Finding("packing", NOTE, found, remedy)
+        return Finding("packing", NOTE, found, _COMPILE)
     return Finding("packing", OK, f"loops in C{', AVX2' if _cpu_has_avx2() else ''}")
+
+
+def _loading() -> Finding:
+    try:
+        compiled = importlib.import_module("alexshard.pipeline.kernels").AVAILABLE
+    except ModuleNotFoundError as error:
+        return Finding("loading", PROBLEM, f"{error.name} is not installed", f"pip install {error.name}")
+    dali = bool(_dali_builds())
+    if compiled and dali:
+        found = f"loops in C{', AVX2' if _cpu_has_avx2() else ''}: backend threads on a CPU, dali on a GPU"
+        return Finding("loading", OK, found)
+    if compiled:
+        return Finding("loading", NOTE, "backend threads on a CPU; without DALI none on a GPU", _DALI_COMMAND)
+    remedy = (
+        "have a C compiler, then pip install --no-deps --force-reinstall --editable . in the clone of alexshard"
+    )
+    if dali:
+        found = "its loops in C were not compiled: backend dali, which takes longer on a CPU"
+        return Finding("loading", NOTE, found, _COMPILE)
+    found = "neither loops in C nor DALI: backend reference alone, which is slow"
+    return Finding("loading", PROBLEM, found, f"{_DALI_COMMAND}; or {_COMPILE}")
 
 
 def _pillow() -> Finding:
@@ -138,21 +161,24 @@ def has_avx2_code(library: Path) -> bool:
     return len(_VPMADDWD_YMM.findall(library.read_bytes())) >= _AVX2_AT_LEAST
 
 
-def _dali() -> Finding:
-    extras = {"cuda13": "nvidia-dali-cuda130", "cuda12": "nvidia-dali-cuda120"}
+def _dali_builds() -> dict[str, str]:
+    """The versions of DALI that are installed, by the extra of ours that brings them."""
     installed = {}
-    for extra, package in extras.items():
+    for extra, package in {"cuda13": "nvidia-dali-cuda130", "cuda12": "nvidia-dali-cuda120"}.items():
         try:
             installed[extra] = version(package)
         except PackageNotFoundError:
             continue
+    return installed
+
+
+def _dali() -> Finding:
+    installed = _dali_builds()
     if not installed:
-        return Finding(
-            "dali", PROBLEM, "not installed; packing works, loading does not", "pip install nvidia-dali-cuda130"
-        )
+        return Finding("dali", NOTE, "not installed: no batches on a GPU", _DALI_COMMAND)
     found = ", ".join(f"{number} (extra {extra})" for extra, number in installed.items())
     if len(installed) > 1:
-        remedy = "pip uninstall nvidia-dali-cuda120 nvidia-dali-cuda130; pip install nvidia-dali-cuda130"
+        remedy = f"pip uninstall nvidia-dali-cuda120 nvidia-dali-cuda130; {_DALI_COMMAND}"
         return Finding("dali", PROBLEM, f"{found}: both hold the same files, each spoils the other", remedy)
     importlib.import_module("nvidia.dali")
     return Finding("dali", OK, found)

@@ -20,7 +20,7 @@ def findings():
 
 def test_everything_it_stands_on_is_looked_at(findings):
     assert set(findings) == {
-        "python", "machine", "numpy", "packing", "pillow", "simplejpeg", "scipy",
+        "python", "machine", "numpy", "packing", "loading", "pillow", "simplejpeg", "scipy",
         "webdataset", "dali", "torch", "gpu", "tensorboard", "dask", "s3fs", "gcsfs", "disk",
     }  # fmt: skip
 
@@ -80,19 +80,41 @@ def test_a_library_that_only_some_work_asks_for_is_noted_where_it_is_absent(monk
     assert finding().remedy == f"pip install '.[{extra}]' in the clone of alexshard"
 
 
-def test_a_missing_dali_is_a_problem_and_both_builds_at_once_are_one(monkeypatch):
-    def only(*installed: str):
-        def lookup(name: str) -> str:
-            if name in installed:
-                return "2.4.0"
-            raise doctor.PackageNotFoundError(name)
+def only(*installed: str):
+    """A machine where of all packages these are installed."""
 
-        return lookup
+    def lookup(name: str) -> str:
+        if name in installed:
+            return "2.4.0"
+        raise doctor.PackageNotFoundError(name)
 
+    return lookup
+
+
+def test_a_missing_dali_is_noted_and_both_builds_at_once_are_a_problem(monkeypatch):
     monkeypatch.setattr(doctor, "version", only())
-    assert doctor._dali().remedy == "pip install nvidia-dali-cuda130"
+    assert (doctor._dali().status, doctor._dali().remedy) == (doctor.NOTE, "pip install nvidia-dali-cuda130")
     monkeypatch.setattr(doctor, "version", only("nvidia-dali-cuda120", "nvidia-dali-cuda130"))
     assert doctor._dali().status == doctor.PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("compiled", "builds", "status", "said"),
+    [
+        (True, ("nvidia-dali-cuda130",), doctor.OK, "backend threads on a CPU, dali on a GPU"),
+        (True, (), doctor.NOTE, "backend threads on a CPU; without DALI none on a GPU"),
+        (False, ("nvidia-dali-cuda120",), doctor.NOTE, "not compiled: backend dali"),
+        (False, (), doctor.PROBLEM, "backend reference alone"),
+    ],
+)
+def test_the_backend_that_a_loader_will_take_is_told(monkeypatch, compiled, builds, status, said):
+    monkeypatch.setattr("alexshard.pipeline.kernels.AVAILABLE", compiled)
+    monkeypatch.setattr(doctor, "version", only(*builds))
+    finding = doctor._loading()
+
+    assert finding.status == status
+    assert said in finding.found
+    assert bool(finding.remedy) == (status != doctor.OK)
 
 
 def test_the_instruction_of_avx2_resampling_is_told_from_that_of_sse4(tmp_path):
