@@ -114,9 +114,6 @@ def _loading() -> Finding:
         return Finding("loading", OK, found)
     if compiled:
         return Finding("loading", NOTE, "backend threads on a CPU; without DALI none on a GPU", _DALI_COMMAND)
-    remedy = (
-        "have a C compiler, then pip install --no-deps --force-reinstall --editable . in the clone of alexshard"
-    )
     if dali:
         found = "its loops in C were not compiled: backend dali, which takes longer on a CPU"
         return Finding("loading", NOTE, found, _COMPILE)
