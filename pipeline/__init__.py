@@ -10,6 +10,9 @@ from .draws import Draws, draw
 from .errors import GraphFailed, NoDali, OtherState, StaleIteration, UndecodableSample
 from .loader import Loader
 from .order import ORDERS, EpochOrder, Sharing, Span, Window, default_window, epoch_order
+from .remote import open_shard_set, parse_bytes
+from .sampler import OrderSampler, ShardImages
+from .shelving import Arrivals, RemoteShelf
 from .stages import STAGES, Stages
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "ORIGINAL",
     "PAPER",
     "STAGES",
+    "Arrivals",
     "Augmentation",
     "Batch",
     "Draws",
@@ -25,7 +29,10 @@ __all__ = [
     "GraphFailed",
     "Loader",
     "NoDali",
+    "OrderSampler",
     "OtherState",
+    "RemoteShelf",
+    "ShardImages",
     "Sharing",
     "Span",
     "Stages",
@@ -36,5 +43,7 @@ __all__ = [
     "default_window",
     "draw",
     "epoch_order",
+    "open_shard_set",
+    "parse_bytes",
     "ten_views",
 ]
