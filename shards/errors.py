@@ -72,10 +72,7 @@ def mending(shown: str) -> str:
     "alexshard verify '/data/two words' --repair SOURCE makes what is wrong again; or fetch the damaged file again"
     """
     if "://" in shown:
-        return (
-            "if alexshard verify finds nothing wrong with a copy of the set, "
-            "delete what lies in the cache; else put the damaged file there again"
-        )
+        return "it was fetched anew and is still wrong, so put that file there again from where the set was built"
     verify = f"alexshard verify {shlex.quote(shown)} --repair SOURCE"
     return f"{verify} makes what is wrong again; or fetch the damaged file again"
 

@@ -137,7 +137,8 @@ class ShardFiles:
                             f"the shard {entry.name} cannot be opened: {error.strerror}",
                             where=self.shelf.shown,
                             why="this process may not open another file",
-                            remedy="ulimit -n 4096 before it is started; or close what else it holds open",
+                            remedy="ulimit -n 4096 before it is started; or close what else it holds open"
+                            + ("; or give the cache more room" if "://" in self.shelf.shown else ""),
                         ) from error
                     # Somebody else in this process took what was left: make do with fewer from now on.
                     self.max_open = max(1, min(self.max_open, fewer))

@@ -29,6 +29,7 @@ from .sample import LABEL_EXTENSION, NO_LABEL
 _BLOCK = 1 << 20  # of text; what is made of it is some times as large, and stays in the processor's cache
 _TAB, _NEWLINE, _SPACE = (np.uint8(ord(character)) for character in "\t\n ")
 _KEY, _LABEL, _SPLIT, _CRC32 = (COLUMNS.index(name) for name in ("key", "label", "split", "crc32"))
+_HEADER = "\t".join(COLUMNS).encode("ascii") + b"\n"
 _HEX = np.full(256, 255, np.uint8)
 _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
@@ -178,14 +179,16 @@ def read_row_columns(
         NotPlain: the rows are other ones, or the text is not the one that was packed.
     """
     label, crc32 = np.empty(len(keys), np.int64), np.empty(len(keys), np.uint32)
-    row, crc, size = -1, 0, 0  # the header is row -1
+    row, crc, size = -1, 0, 0
     try:
         with open_regular(path) as file:
             for block in _whole_lines(file):
                 crc, size = zlib.crc32(block, crc), size + len(block)
                 text = np.frombuffer(block, np.uint8)
-                if row < 0 and block.startswith(header := "\t".join(COLUMNS).encode("ascii") + b"\n"):
-                    text, row = text[len(header) :], 0
+                if row < 0:
+                    if not block.startswith(_HEADER):
+                        raise NotPlain
+                    text, row = text[len(_HEADER) :], 0
                 begin, row = row, row + int(np.count_nonzero(text == _NEWLINE))
                 wanted = slice(max(begin, first), min(row, first + len(keys)))
                 if wanted.start >= wanted.stop:
