@@ -70,6 +70,10 @@ class LocalShelf:
         self._list = 0  # counts lists, so that the thread drops what it has begun of an old one
         self._thread: threading.Thread | None = None
 
+    def __reduce__(self) -> tuple[type[LocalShelf], tuple[Path]]:
+        """A set goes to the workers of a `DataLoader`; what is read ahead stays here."""
+        return LocalShelf, (self._folder,)
+
     def check(self, shards: Iterable[ShardEntry]) -> None:
         """Compare shards with what is promised of them, at the cost of one look at each.
 
