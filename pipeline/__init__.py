@@ -14,6 +14,7 @@ from .remote import open_shard_set, parse_bytes
 from .sampler import OrderSampler, ShardImages
 from .shelving import Arrivals, RemoteShelf
 from .stages import STAGES, Stages
+from .whole import WholeEpochs
 
 __all__ = [
     "AUGMENTATIONS",
@@ -38,6 +39,7 @@ __all__ = [
     "Stages",
     "StaleIteration",
     "UndecodableSample",
+    "WholeEpochs",
     "Window",
     "crop_side",
     "default_window",
