@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Generic, TypeVar
+
+from .times import Clock
 
 T = TypeVar("T")
 
@@ -25,10 +28,28 @@ class ReadAhead(Generic[T]):
     The thread starts with the first `next`: one that was never asked for anything holds nothing. It ends when the
     items do, at the first exception, at `close` (whoever began owes that), and before the interpreter exits: it
     never keeps a process alive, and is never cut off in the middle of a call.
+
+    Args:
+        items: made in the thread.
+        depth: items ready at most.
+        interrupt: called, again and again, while `close` waits for the thread: makes an item that is being made
+            fail, if it would take long.
+        clock: counts how long the thread made items (made_s) and waited for room (full_s), and how long whoever
+            takes them waited (waited_s).
     """
 
-    def __init__(self, items: Generator[T, None, None], depth: int) -> None:
+    def __init__(
+        self,
+        items: Generator[T, None, None],
+        depth: int,
+        *,
+        interrupt: Callable[[], None] = lambda: None,
+        clock: Clock | None = None,
+    ) -> None:
         self._items = items
+        self._interrupt = interrupt
+        self._clock = clock or Clock()
+        self._process = os.getpid()
         self._queue: queue.Queue[T | _End] = queue.Queue(max(1, depth))
         self._stop = threading.Event()
         # A daemon, since the interpreter waits for other threads before it runs anything at exit.
@@ -50,7 +71,8 @@ class ReadAhead(Generic[T]):
             # which shuts its pipelines down at exit, outlives the thread.
             atexit.register(self.close)
             self._thread.start()
-        item = self._queue.get()
+        with self._clock.counting("waited_s"):
+            item = self._queue.get()
         if not isinstance(item, _End):
             return item
         self.close()
@@ -64,11 +86,14 @@ class ReadAhead(Generic[T]):
             return
         self._stop.set()
         atexit.unregister(self.close)
+        if os.getpid() != self._process:  # a fork has no threads, and its copy of the queue may be locked
+            return
         if threading.current_thread() is self._thread:  # it collected the garbage that held the iterator
             self._empty()
             return
         # The thread may be waiting for room. It looks at `_stop` after each item: one emptied queue lets it go.
         while self._thread.is_alive():
+            self._interrupt()
             self._empty()
             self._thread.join(0.05)
         self._empty()
@@ -82,11 +107,14 @@ class ReadAhead(Generic[T]):
     def _run(self) -> None:
         end = _End()
         try:
-            for item in self._items:
-                self._queue.put(item)
+            while not self._stop.is_set():
+                with self._clock.counting("made_s"):
+                    item = next(self._items)
+                with self._clock.counting("full_s"):
+                    self._queue.put(item)
                 del item  # else a batch would be kept until the next is ready
-                if self._stop.is_set():
-                    break
+        except StopIteration:
+            pass
         except BaseException as error:  # whatever it is, the other side raises it
             end = _End(error)
         finally:

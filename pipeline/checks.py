@@ -6,8 +6,8 @@ import torch
 
 from ..shards import WrongCall
 from .augment import AUGMENTATIONS
-from .decode import DECODERS
-from .order import ORDERS
+from .making import BACKENDS, DECODERS, DTYPES
+from .order import check_order
 
 
 def usable_device(wanted: str | torch.device) -> torch.device:
@@ -36,7 +36,6 @@ def usable_device(wanted: str | torch.device) -> torch.device:
 
 def check_call(
     *,
-    device: torch.device,
     batch_size: int,
     seed: int,
     epoch: int,
@@ -51,9 +50,13 @@ def check_call(
     jitter_steps: int | None,
     eigen: str,
     threads: int,
-    prefetch: int,
-    decoder: str,
+    prefetch: int | None,
+    backend: str | None,
+    decoder: str | None,
     window: int | None,
+    channels_last: bool,
+    drop_last: bool | None,
+    pad_last: bool,
 ) -> None:
     """Check the arguments of `Loader`, which describes them.
 
@@ -62,27 +65,24 @@ def check_call(
     """
     _one_of("augment", augment, (*AUGMENTATIONS, None))
     _one_of("mean", mean, ("image", "channel"))
-    _one_of("order", order, ORDERS)
-    _one_of("output", output, ("float32", "uint8"))
+    _one_of("output", output, tuple(DTYPES))
     _one_of("views", views, (1, 10))
     _one_of("mean_crop", mean_crop, ("own", "centre", None))
     _one_of("eigen", eigen, ("set", "published"))
-    _one_of("decoder", decoder, DECODERS)
-    _at_least("batch_size", batch_size, 1)
+    _one_of("backend", backend, (*BACKENDS, None))
+    _one_of("decoder", decoder, (*DECODERS, None))
+    check_order(
+        batch_size=batch_size,
+        seed=seed,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        order=order,
+        window=window,
+    )
     _at_least("threads", threads, 1)
-    _at_least("prefetch", prefetch, 1)
-    _at_least("world_size", world_size, 1)
+    _at_least("prefetch", 1 if prefetch is None else prefetch, 1)
     _at_least("jitter_steps", 0 if jitter_steps is None else jitter_steps, 0)
-    _at_least("window", 1 if window is None else window, 1)
-    if window is not None and order != "windowed":
-        raise WrongCall(
-            f"window={window} is of the order 'windowed', and order={order!r} has none",
-            remedy="order='windowed', or leave window out",
-        )
-    if not 0 <= rank < world_size:
-        raise WrongCall(f"rank {rank} is not one of a world of {world_size}: ranks are 0..{world_size - 1}")
-    if not (0 <= seed < 2**64 and 0 <= epoch < 2**32):
-        raise WrongCall(f"a seed has 64 bits and an epoch 32, got seed={seed}, epoch={epoch}")
     if views == 10 and augment is not None:
         raise WrongCall("ten views are for evaluation: with views=10 augment must be None")
     if mean == "channel" and mean_crop is not None:
@@ -90,8 +90,15 @@ def check_call(
             f"mean_crop={mean_crop!r} says what of the mean image is subtracted, mean='channel' subtracts none",
             remedy="leave mean_crop out, or mean='image'",
         )
-    if decoder == "card" and device.type != "cuda":
-        raise WrongCall(f"decoder='card' needs a CUDA device, and the batches go to {device}")
+    if backend in ("threads", "reference") and decoder not in (None, "cores"):
+        raise WrongCall(
+            f"decoder={decoder!r} is one of DALI's, and backend={backend!r} works without it",
+            remedy="leave one of the two out",
+        )
+    if channels_last and output == "uint8":
+        raise WrongCall("channels_last is for floats: uint8 always lies in memory as (N, S, S, 3)")
+    if pad_last and drop_last:
+        raise WrongCall("pad_last fills the last batch, drop_last drops it: only one of the two can be")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

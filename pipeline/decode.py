@@ -1,119 +1,49 @@
-"""From stored bytes to what the graph is fed: one choice, `image_source`, of three forms.
+"""From stored bytes to pixels: one image at a time for whoever is on the cores, and batches for the graph.
 
-form    what the graph gets                       who decodes
-cores   pixels in a reused buffer (N, H, H, 3)    threads here, by libjpeg-turbo, without Python's lock
-card    the JPEG files as they lie in the shards  the graph, on its device
-raw     pixels as they lie in the shards          nobody
+form    what the graph gets                              who decodes
+cores   pixels in a reused buffer (N, H, H, 3)           a crew of threads, by libjpeg-turbo
+card    the JPEG files, read into a reused buffer        the graph, on its device
+raw     the pixels as they lie in the shards, likewise   nobody
 """
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from ..shards import RAW_EXTENSION
+from .buffers import BufferRing
 from .bytes import StoredImages
+from .crew import Crew, Task
+from .trace import span
 
-DECODERS = ("cores", "card")
+_PIECE = 8  # images: 1 to 2 ms of decoding, so that threads end a batch together and handing out costs little
 
-# More pieces than threads, so that one slow piece does not hold up the batch; few, so that handing out is cheap.
-_PIECES_PER_THREAD = 4
-
-
-class ImageSource(Protocol):
-    """A batch's images in the form in which the graph takes them."""
-
-    encoded: bool  # JPEG files, not pixels
-
-    def load(self, samples: NDArray[np.int64]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
-        """The images of N samples: (N, side, side, 3), or N arrays.
-
-        Raises:
-            UndecodableSample: names shard, key and offset.
-        """
-
-    def close(self) -> None: ...
+Images = NDArray[np.uint8] | list[NDArray[np.uint8]]  # (N, side, side, 3), or N arrays
 
 
-def image_source(stored: StoredImages, extension: str, decoder: str, threads: int) -> ImageSource:
-    """The form for a set's images: `raw` where they are pixels already, else as `decoder` says."""
-    if extension == RAW_EXTENSION:
-        return RawImages(stored)
-    return DecodedImages(stored, threads) if decoder == "cores" else EncodedImages(stored)
-
-
-class RawImages:
-    """Pixels of a raw set, as they lie in its shards."""
-
-    encoded = False
+class Scratch:
+    """What each thread keeps: room for one stored file and for the pixels in it."""
 
     def __init__(self, stored: StoredImages) -> None:
-        self._stored = stored
-
-    def load(self, samples: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        stored = self._stored
-        return [stored.pixels_of(int(sample), _read(stored, int(sample))) for sample in samples]
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+        self.file = np.empty(stored.largest, np.uint8)
+        self.pixels = np.empty((stored.side, stored.side, 3), np.uint8)
 
 
-class EncodedImages:
-    """JPEG files as they lie in the shards, for the graph to decode, once their check sums are right.
+def pixels_of(stored: StoredImages, sample: int, encoded: bool, scratch: Scratch) -> NDArray[np.uint8]:
+    """The pixels of a sample, uint8 (side, side, 3), in `scratch`, where they stay until the next one.
 
-    DALI's decoder (2.4.0) can end the process on a damaged file instead of raising, so it must never see one.
+    Raises:
+        UndecodableSample: damaged, or of another size.
+        CorruptShardSet: its shard went away or ends early.
     """
-
-    encoded = True
-
-    def __init__(self, stored: StoredImages) -> None:
-        self._stored = stored
-
-    def load(self, samples: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        return [_read(self._stored, int(sample)) for sample in samples]
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-class DecodedImages:
-    """JPEGs decoded by threads into buffers that are used again and again."""
-
-    encoded = False
-
-    def __init__(self, stored: StoredImages, threads: int) -> None:
-        self._stored = stored
-        self._pieces = threads * _PIECES_PER_THREAD
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="alexshard-decode")
-        self._buffers = BufferRing()
-
-    def load(self, samples: NDArray[np.int64]) -> NDArray[np.uint8]:
-        side = self._stored.side
-        pixels = self._buffers.take((len(samples), side, side, 3))
-        bounds = np.linspace(0, len(samples), self._pieces + 1).astype(int)
-        pieces = [slice(a, b) for a, b in pairwise(bounds) if b > a]
-        for _ in self._pool.map(lambda piece: self._decode(samples[piece], pixels[piece]), pieces):
-            pass
-        return pixels
-
-    def _decode(self, samples: NDArray[np.int64], pixels: NDArray[np.uint8]) -> None:
-        scratch = np.empty(self._stored.largest, np.uint8)
-        for sample, into in zip(samples, pixels, strict=True):
-            decode_into(self._stored, int(sample), into, scratch)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _read(stored: StoredImages, sample: int) -> NDArray[np.uint8]:
-    return stored.read(sample, np.empty(int(stored.index.size[sample]), np.uint8))
+    if encoded:
+        decode_into(stored, sample, scratch.pixels, scratch.file)
+        return scratch.pixels
+    return stored.pixels_of(sample, stored.read(sample, scratch.file))
 
 
 def decode_into(stored: StoredImages, sample: int, pixels: NDArray[np.uint8], scratch: NDArray[np.uint8]) -> None:
@@ -121,36 +51,79 @@ def decode_into(stored: StoredImages, sample: int, pixels: NDArray[np.uint8], sc
 
     Raises:
         UndecodableSample: damaged, or of another size.
+        CorruptShardSet: its shard went away or ends early.
     """
+    file = stored.read(sample, scratch)
     try:
-        decoded = simplejpeg.decode_jpeg(stored.read(sample, scratch).data, colorspace="RGB", buffer=pixels)
+        decoded = simplejpeg.decode_jpeg(file, colorspace="RGB", buffer=pixels)
     except ValueError as error:
         raise stored.undecodable(sample, str(error)) from None
     if decoded.shape != pixels.shape:
         raise stored.undecodable(sample, f"it has {decoded.shape[1]}x{decoded.shape[0]} pixels")
 
 
-class BufferRing:
-    """Arrays over memory that is used again once nothing refers to it any more.
+class Loading:
+    """A batch's images on their way."""
 
-    What `take` returns may be kept, sliced or handed to torch: its memory comes back only when the last view of it
-    is gone, so nothing that somebody holds is ever overwritten. There are as many buffers as were held at once.
+    def __init__(self, task: Task[Scratch], images: Callable[[], Images]) -> None:
+        self._task, self._images = task, images
+        self.cancel = task.cancel
+
+    def wait(self) -> Images:
+        """The images of N samples: (N, side, side, 3), or N arrays.
+
+        Raises:
+            UndecodableSample, CorruptShardSet: name shard, key and offset.
+            Abandoned: cancelled meanwhile.
+        """
+        self._task.wait()
+        return self._images()
+
+
+class ImageSource:
+    """Loads batches in the form in which the graph takes them.
+
+    Args:
+        crew: does the work; its threads' `Scratch` belong to `stored`.
+        encoded: stored images are JPEG files.
+        decode: and are to be decoded here. Else their bytes alone are read, and held against their check sums:
+            DALI's decoder (2.4.0) can end the process on a damaged file instead of raising, so it sees none.
     """
 
-    def __init__(self) -> None:
-        self._free: deque[memoryview] = deque()  # appended to by finalizers, at any moment, in any thread
+    def __init__(self, stored: StoredImages, crew: Crew[Scratch], *, encoded: bool, decode: bool) -> None:
+        self._stored, self._crew = stored, crew
+        self._encoded, self._decode = encoded, decode and encoded
+        self._buffers = BufferRing()
 
-    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An array with undefined content."""
-        size = int(np.prod(shape))
-        memory = None
-        while memory is None and self._free:
-            candidate = self._free.popleft()
-            memory = candidate if len(candidate) >= size else None
-        if memory is None:
-            memory = np.empty(size, np.uint8).data
-        # NumPy lets a view refer to the array that owns the memory and forgets those between; over a memoryview
-        # this array is the last in the chain, so it lives as long as any view of it.
-        array = np.frombuffer(memory, np.uint8, count=size)
-        weakref.finalize(array, self._free.append, memory).atexit = False
-        return array.reshape(shape)
+    def begin(self, samples: NDArray[np.int64]) -> Loading:
+        """Start on the images of N samples; memory is used again when what is loaded is no longer held."""
+        side, numbers = self._stored.side, samples.tolist()
+        if self._decode:
+            pixels = self._buffers.take((len(samples), side, side, 3))
+            return Loading(self._pieces(numbers, pixels, self._decoded), lambda: pixels)
+        files = self._buffers.take((len(samples), self._stored.largest))
+        images: list[NDArray[np.uint8]] = [files[0]] * len(samples)
+        return Loading(self._pieces(numbers, files, partial(self._read, images)), lambda: images)
+
+    def _pieces(self, numbers: list[int], rows: NDArray[np.uint8], do: Callable[..., None]) -> Task[Scratch]:
+        size = max(1, min(_PIECE, -(-len(numbers) // len(self._crew))))
+        return self._crew.begin(
+            [
+                partial(do, first, numbers[first : first + size], rows[first : first + size])
+                for first in range(0, len(numbers), size)
+            ]
+        )
+
+    def _decoded(self, _first: int, samples: list[int], pixels: NDArray[np.uint8], scratch: Scratch) -> None:
+        with span("decode", images=len(samples)):
+            for sample, into in zip(samples, pixels, strict=True):
+                decode_into(self._stored, sample, into, scratch.file)
+
+    def _read(
+        self, images: list[NDArray[np.uint8]], first: int, samples: list[int], files: NDArray[np.uint8], _: Scratch
+    ) -> None:
+        stored = self._stored
+        with span("bytes", images=len(samples)):
+            for place, (sample, into) in enumerate(zip(samples, files, strict=True), first):
+                file = stored.read(sample, into)
+                images[place] = file if self._encoded else stored.pixels_of(sample, file)

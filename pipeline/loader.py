@@ -1,46 +1,45 @@
 """The loader: a shard set and a seed in, batches out.
 
 epoch_order ─► spans ─► draws ─┐
-                    └► image_source ─► graph ─► Batch          (all but the last arrow in a background thread)
+                    └► a maker ─► Batch          (all but the last arrow in a background thread: delivery.py)
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.dlpack import from_dlpack
 
-from ..shards import ShardSet, WrongCall, usable_cores
+from ..shards import RAW_EXTENSION, ShardSet, WrongCall
 from .ahead import ReadAhead
-from .augment import AUGMENTATIONS, Places, centre, crop_side, ten_views
-from .batch import Batch, assemble
+from .augment import AUGMENTATIONS, centre, crop_side, ten_views
+from .batch import Batch
 from .bytes import StoredImages
 from .checks import check_call, usable_device
-from .decode import image_source
+from .choosing import backend_for, make_maker, with_decoder_measured
+from .delivery import Deliveries, Delivery
 from .errors import StaleIteration
-from .graph import Graph, GraphPlan, Inputs
-from .lent import keep_until_read
-from .order import EpochOrder, Sharing, Span, default_window, epoch_order
-from .state import STATE_VERSION, position_of
-from .treatment import Treated, Treatment
+from .machine import default_prefetch, default_threads, free_on
+from .making import Plan, Work
+from .order import EpochOrder, Sharing, default_window, epoch_order
+from .state import identity_of, position_of
+from .times import Clock, Times
+from .trace import span
+from .treatment import Treatment
 
-
-@dataclass(frozen=True, slots=True)
-class _Delivery:
-    """One batch on its way from the background thread."""
-
-    span: Span
-    samples: NDArray[np.int64]
-    treated: Treated
-    inputs: Inputs | None  # until the graph has run
-    output: Any  # afterwards: a DALI tensor; None where this rank's slice is empty
+SLOW = (
+    "backend='reference' makes batches in plain NumPy and Pillow, one image after the other: tens of images/s "
+    "where the others make thousands; install a C compiler and alexshard again, or DALI"
+)
 
 
 class Loader:
@@ -74,15 +73,27 @@ class Loader:
         jitter_steps: batches, counted over the whole run (epoch · len + batch), that are jittered and, in
             `original`, divided by 1.1; None: all.
         eigen: "set" jitters along the set's own eigenvectors, "published" along ImageNet's (fidelity.md §3.5).
-        threads: that decode, and as many of DALI's; None: one a core.
-        prefetch: batches made ahead of the one that is asked for.
+        threads: that decode, and as many of DALI's; None: one a core of those that this rank may use.
+        prefetch: batches made ahead of the one that is asked for; None: from two to four, as memory allows.
         crop: side S of the crop; None: what belongs to the stored side (fidelity.md §1.3: 256 → 224).
         window: shards in a window of order="windowed"; None: about the square root of their number.
-        decoder: of JPEGs: "cores", or "card" (needs a CUDA device); None: where the batches are wanted.
+        backend: who makes the batches (making.py): "threads", "dali" or "reference"; None: DALI on a card, threads
+            on the cores, or DALI there too where the C kernels were not compiled.
+        decoder: of JPEGs, for "dali": "cores", "card", or "split" for a part of each batch each; None: on a card
+            the fastest, measured here on some batches that nobody gets. Without a card "card" and "split" mean
+            DALI's decoder on the cores.
+        channels_last: floats lie in memory as (N, S, S, 3), as uint8 always does; their shape stays (N, 3, S, S).
+        pad_last: fill the last batch up to `batch_size`, on every rank, by repeating the epoch's last sample;
+            `Batch.valid` says which are there for the first time. Goes with drop_last=False.
+
+    Attributes `backend`, `decoder`, `split_share` (of a batch, by the card), `threads`, `prefetch` and `window`
+    say what was chosen.
+
+    A loader belongs to the process that made it: after a fork, make another.
 
     Raises:
         WrongCall: what is asked for cannot be; NoShardSet, NoSuchSplit, NoDali among them.
-        UndecodableSample: from the iteration; names shard, key and offset.
+        UndecodableSample, CorruptShardSet: from the iteration; name shard, key and offset.
     """
 
     def __init__(
@@ -98,7 +109,7 @@ class Loader:
         augment: Literal["paper", "original"] | None = "paper",
         mean: Literal["image", "channel"] = "image",
         order: Literal["global", "windowed", "stored"] = "global",
-        output: Literal["float32", "uint8"] = "float32",
+        output: Literal["float32", "float16", "bfloat16", "uint8"] = "float32",
         *,
         drop_last: bool | None = None,
         views: Literal[1, 10] = 1,
@@ -106,17 +117,17 @@ class Loader:
         jitter_steps: int | None = None,
         eigen: Literal["set", "published"] = "set",
         threads: int | None = None,
-        prefetch: int = 2,
+        prefetch: int | None = None,
         crop: int | None = None,
-        decoder: Literal["cores", "card"] | None = None,
         window: int | None = None,
+        backend: Literal["threads", "dali", "reference"] | None = None,
+        decoder: Literal["cores", "card", "split"] | None = None,
+        channels_last: bool = False,
+        pad_last: bool = False,
     ) -> None:
         self.device = usable_device(device)
-        on_card = self.device.type == "cuda"
-        decoder = decoder or ("card" if on_card else "cores")
-        threads = usable_cores() if threads is None else threads
+        threads = default_threads() if threads is None else threads
         check_call(
-            device=self.device,
             batch_size=batch_size,
             seed=seed,
             epoch=epoch,
@@ -132,10 +143,15 @@ class Loader:
             eigen=eigen,
             threads=threads,
             prefetch=prefetch,
+            backend=backend,
             decoder=decoder,
             window=window,
+            channels_last=channels_last,
+            drop_last=drop_last,
+            pad_last=pad_last,
         )
-        mean_crop = mean_crop or ("centre" if augment == "original" else "own")
+        self._process = os.getpid()
+        self._owns_set = not isinstance(shards, ShardSet)
         self.shard_set = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
         self.split = split
         self.seed, self.epoch = seed, epoch
@@ -144,7 +160,7 @@ class Loader:
         self.side = crop_side(image.side) if crop is None else crop
         if not 1 <= self.side <= image.side:
             raise WrongCall(
-                f"crop={crop} does not fit: {self.shard_set.path} stores {image.side}x{image.side} pixels"
+                f"crop={crop} does not fit: {self.shard_set.shown} stores {image.side}x{image.side} pixels"
             )
         self._slack = image.side - self.side
         self._sharing = Sharing(
@@ -152,59 +168,86 @@ class Loader:
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
-            drop_last=split == "train" if drop_last is None else drop_last,
+            drop_last=(split == "train" and not pad_last) if drop_last is None else drop_last,
         )
         if len(self) == 0:
             raise WrongCall(
                 f"a global batch of {self._sharing.global_batch} is larger than {split} with its "
                 f"{self.num_samples:,} samples, and an incomplete batch is dropped",
-                where=str(self.shard_set.path),
+                where=self.shard_set.shown,
                 remedy=f"a batch of at most {self.num_samples // world_size:,} a rank, or drop_last=False",
             )
         self.order = order
-        self._shard_samples = np.bincount(self._index.shard, minlength=len(self._index.shards))
-        self.window = window or default_window(len(self._shard_samples)) if order == "windowed" else None
-        self._treatment = Treatment(
+        shard_samples = np.bincount(self._index.shard, minlength=len(self._index.shards))
+        self.window = window or default_window(len(shard_samples)) if order == "windowed" else None
+        self._check_shelf()
+        treatment = Treatment(
             augmentation=AUGMENTATIONS[augment] if augment else None,
             slack=self._slack,
             seed=seed,
             statistics=self.shard_set.manifest.statistics if eigen == "set" else None,
             jitter_steps=jitter_steps,
         )
-        self._views: Places = ten_views(self._slack) if views == 10 else ()
-        self._channel_mean = np.zeros(3, np.float32)
-        own_mean = central_mean = None
-        if output == "float32" and mean == "channel":
-            self._channel_mean = np.array(self.shard_set.manifest.statistics.channel_mean, np.float32)
-        elif output == "float32" and mean_crop == "own":
-            own_mean = self.shard_set.mean_image()
-        elif output == "float32":
-            top, bottom = self.border, self.border + self.side
-            central = self.shard_set.mean_image()[top:bottom, top:bottom]
-            central_mean = np.ascontiguousarray(central.transpose(2, 0, 1))
+        encoded = image.extension != RAW_EXTENSION
         self._stored = StoredImages(self._index, self.shard_set.shelf, image.side)
-        self._source = image_source(self._stored, image.extension, decoder, threads)
-        self._graph = Graph(
-            GraphPlan(
-                batch_size=batch_size,
-                stored_side=image.side,
-                side=self.side,
-                threads=threads,
-                device_id=self.device.index if on_card else None,
-                encoded=self._source.encoded,
-                floats=output == "float32",
-                views=self._views,
-                own_mean=own_mean,
-                central_mean=central_mean,
-                divisor=self._treatment.divisor(epoch * len(self)),
-            )
+        plan = Plan(
+            backend=backend or backend_for(self.device, decoder if encoded else None),
+            decoder=(decoder or "cores") if encoded else "cores",
+            split_share=0.5 if decoder == "split" else 1.0,
+            threads=threads,
+            device=self.device,
+            stored=self._stored,
+            encoded=encoded,
+            batch_size=batch_size,
+            stored_side=image.side,
+            side=self.side,
+            output=output,
+            channels_last=channels_last,
+            views=ten_views(self._slack) if views == 10 else (),
+            divisor=treatment.divisor(epoch * len(self)),
+            **self._means(output, mean, mean_crop or ("centre" if augment == "original" else "own")),
         )
-        self.threads, self.decoder = threads, decoder
-        self._floats = output == "float32"
-        self.prefetch = prefetch
+        order_of = partial(epoch_order, shard_samples, seed=seed, order=order, window=self.window)
+        self._deliveries = Deliveries(plan, self._sharing, treatment, order_of, pad_last)
+        if plan.backend == "dali" and encoded and decoder != "cores" and self.device.type == "cuda":
+            plan, self._maker = with_decoder_measured(plan, self._endless(), decoder)
+            self._deliveries = replace(self._deliveries, plan=plan)
+        else:
+            self._maker = make_maker(plan)
+        if plan.backend == "reference":
+            warnings.warn(SLOW, stacklevel=2)
+        self._plan = plan
+        self.backend, self.decoder, self.threads = plan.backend, plan.decoder, threads
+        self.split_share = plan.split_share if plan.decoder == "split" else None
+        self.prefetch = default_prefetch(plan.batch_bytes, free_on(self.device)) if prefetch is None else prefetch
+        self._clock = Clock()
+        self._stalled_s = self._store_s()
         self._position = 0  # of the next batch to deliver, in samples of the whole epoch
-        self._running: ReadAhead[_Delivery] | None = None
+        self._running: ReadAhead[Delivery] | None = None
         self._closed = False
+
+    def _means(self, output: str, mean: str, mean_crop: str) -> dict[str, Any]:
+        """What of the plan says which mean is subtracted."""
+        if output == "uint8":
+            return {}
+        if mean == "channel":
+            return {"channel_mean": np.array(self.shard_set.manifest.statistics.channel_mean, np.float32)}
+        whole = self.shard_set.mean_image()
+        if mean_crop == "own":
+            return {"own_mean": whole}
+        central = whole[self.border :, self.border :][: self.side, : self.side]
+        return {"central_mean": np.ascontiguousarray(central.transpose(2, 0, 1))}
+
+    def _check_shelf(self) -> None:
+        """Whether what is wanted at a time fits where shards are kept."""
+        shards = self._index.shards
+        window = {"global": len(shards), "stored": 1}.get(self.order, self.window or 1)
+        self.shard_set.shelf.check_fits(shards, window)
+
+    def _endless(self) -> Iterator[Work]:
+        """Work of epoch after epoch, to try out who does it."""
+        for epoch in count(self.epoch):
+            yield from (work for _, work, _ in self._deliveries.works(epoch) if len(work.samples))
 
     @property
     def num_samples(self) -> int:
@@ -223,7 +266,7 @@ class Loader:
 
     def order_of(self, epoch: int) -> EpochOrder:
         """The sample at each position of an epoch, and the shards that each run of positions lies on."""
-        return epoch_order(self._shard_samples, seed=self.seed, epoch=epoch, order=self.order, window=self.window)
+        return self._deliveries.order_of(epoch=epoch)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same on every rank."""
@@ -233,17 +276,22 @@ class Loader:
         """The rest of the current epoch; afterwards the epoch is the next one."""
         if self._closed:
             raise WrongCall("this loader was closed")
+        self._check_process()
         self._stop()
         if self._sharing.steps(self._position) == 0:
             self.epoch, self._position = self.epoch + 1, 0
-        running = self._running = ReadAhead(self._deliveries(self.epoch, self._position), self.prefetch)
+        deliveries = self._deliveries.of_epoch(self._maker, self.epoch, self._position)
+        running = self._running = ReadAhead(
+            deliveries, self.prefetch, interrupt=self._maker.interrupt, clock=self._clock
+        )
         return self._batches(running)
 
-    def _batches(self, running: ReadAhead[_Delivery]) -> Iterator[Batch]:
+    def _batches(self, running: ReadAhead[Delivery]) -> Iterator[Batch]:
         try:
-            for delivery in running:
-                batch = self._batch(delivery)
-                self._position = delivery.span.end
+            while (delivery := self._next(running)) is not None:
+                batch = delivery.batch()
+                self._position = delivery.end
+                self._clock.images += len(batch)
                 del delivery
                 yield batch
                 del batch
@@ -257,57 +305,28 @@ class Loader:
         finally:
             running.close()
 
-    def _deliveries(self, epoch: int, position: int) -> Generator[_Delivery, None, None]:
-        """In the background thread: while the graph works on one batch, the next one's images are read."""
-        order = self.order_of(epoch).samples
-        begun: _Delivery | None = None
-        try:
-            for span in self._sharing.spans(position):
-                prepared = self._prepare(epoch, span, order[span.start : span.stop])
-                finished = self._collect(begun) if begun else None
-                if prepared.inputs is not None:
-                    self._graph.begin(prepared.inputs)
-                begun = prepared
-                if finished is not None:
-                    yield finished
-            if begun is not None:
-                yield self._collect(begun)
-        finally:
-            self._graph.abandon()
+    def _next(self, running: ReadAhead[Delivery]) -> Delivery | None:
+        self._check_process()
+        with span("wait"):
+            return next(running, None)
 
-    def _prepare(self, epoch: int, span: Span, samples: NDArray[np.int64]) -> _Delivery:
-        step = epoch * len(self) + (span.end - 1) // self._sharing.global_batch
-        treated = self._treatment.of(span.start, span.stop, epoch=epoch, step=step)
-        if len(samples) == 0:
-            return _Delivery(span, samples, treated, None, None)
-        inputs = Inputs(self._source.load(samples), treated, self._channel_mean)
-        return _Delivery(span, samples, treated, inputs, None)
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise WrongCall(
+                "this loader was made before the process forked, and its threads stayed behind",
+                why="nobody would ever make the next batch",
+                remedy="make the Loader in the process that takes its batches; its state can come from another",
+            )
 
-    def _collect(self, begun: _Delivery) -> _Delivery:
-        if begun.inputs is None:
-            return begun
-        return replace(begun, inputs=None, output=self._graph.collect())
+    @property
+    def times(self) -> Times:
+        """Where the time went since the loader was made."""
+        clock = self._clock
+        store_s = self._store_s() - self._stalled_s
+        return Times(clock.waited_s, clock.made_s, clock.full_s, store_s, clock.images)
 
-    def _batch(self, delivery: _Delivery) -> Batch:
-        """In the consumer's thread, since its current CUDA stream is the one that must wait for the images."""
-        samples, treated = delivery.samples, delivery.treated
-        if delivery.output is None:
-            views = (len(self._views),) if self._views else ()
-            dtype = torch.float32 if self._floats else torch.uint8
-            images = torch.empty((0, *views, 3, self.side, self.side), dtype=dtype, device=self.device)
-        else:
-            images = from_dlpack(delivery.output)
-            if images.is_cuda:
-                keep_until_read(images, delivery.output)
-            if not self._floats:
-                images = images.movedim(-1, -3)
-        return assemble(
-            images,
-            treated,
-            self._views,
-            labels=self._index.label[samples],
-            keys=[self._index.keys[sample] for sample in samples],
-        )
+    def _store_s(self) -> float:
+        return float(getattr(self.shard_set.shelf, "stalled_s", 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         """Where this loader is: a few numbers and words, ready for JSON.
@@ -320,27 +339,26 @@ class Loader:
             epoch, position = epoch + 1, 0
         return {**self._identity(), "epoch": epoch, "position": position}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: object) -> None:
         """Go on where the loader that made `state` was; ends an iteration that runs.
 
         Raises:
             OtherState: the state is of another shard set, split, seed, order or version.
         """
         epoch, position = position_of(
-            state, identity=self._identity(), num_samples=self.num_samples, where=str(self.shard_set.path)
+            state, identity=self._identity(), num_samples=self.num_samples, where=self.shard_set.shown
         )
         self._stop()
         self.epoch, self._position = epoch, position
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "version": STATE_VERSION,
-            "shard_set": self.shard_set.digest,
-            "split": self.split,
-            "seed": self.seed,
-            "order": self.order,
-            **({"window": self.window} if self.window else {}),
-        }
+        return identity_of(
+            shard_set=self.shard_set.digest,
+            split=self.split,
+            seed=self.seed,
+            order=self.order,
+            window=self.window,
+        )
 
     def _stop(self) -> None:
         running, self._running = self._running, None
@@ -348,11 +366,18 @@ class Loader:
             running.close()
 
     def close(self) -> None:
-        """End the iteration that runs and let go of threads and maps. Batches handed out stay as they are."""
+        """End the iteration that runs, let go of threads, memory and shards. Batches handed out stay as they are.
+
+        A shard set that was handed in stays open, since others may use it.
+        """
         self._closed = True
+        if os.getpid() != self._process:
+            return
+        self._maker.interrupt()
+        if self._owns_set:
+            self.shard_set.shelf.close()  # wakes threads that wait for a shard
         self._stop()
-        self._source.close()
-        self._graph.close()
+        self._maker.close()
         self._stored.close()
 
     def __enter__(self) -> Loader:

@@ -15,6 +15,7 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from ..shards import WrongCall
 from .words import WORDS_PER_ROW, Purpose, rows_of_words
 
 ORDERS = ("global", "windowed", "stored")
@@ -35,6 +36,31 @@ class EpochOrder:
 
     samples: NDArray[np.int64]  # (n,): places on disk, a permutation
     windows: tuple[Window, ...]  # of at least one sample each, without gaps
+
+
+def check_order(
+    *, batch_size: int, seed: int, epoch: int, rank: int, world_size: int, order: str, window: int | None
+) -> None:
+    """Check what decides on the order and on a rank's part of it, as a caller of a loader or sampler gives it.
+
+    Raises:
+        WrongCall: names the argument and what it may be.
+    """
+    if order not in ORDERS:
+        raise WrongCall(f"order is one of {', '.join(map(repr, ORDERS))}; got {order!r}")
+    least_1 = {"batch_size": batch_size, "world_size": world_size, "window": 1 if window is None else window}
+    for name, value in least_1.items():
+        if value < 1:
+            raise WrongCall(f"{name} must be at least 1, got {value}")
+    if window is not None and order != "windowed":
+        raise WrongCall(
+            f"window={window} is of the order 'windowed', and order={order!r} has none",
+            remedy="order='windowed', or leave window out",
+        )
+    if not 0 <= rank < world_size:
+        raise WrongCall(f"rank {rank} is not one of a world of {world_size}: ranks are 0..{world_size - 1}")
+    if not (0 <= seed < 2**64 and 0 <= epoch < 2**32):
+        raise WrongCall(f"a seed has 64 bits and an epoch 32, got seed={seed}, epoch={epoch}")
 
 
 def default_window(num_shards: int) -> int:
@@ -160,6 +186,12 @@ class Sharing:
         """Batches from `position` to the end of the epoch."""
         left = self.num_samples - position
         return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
+
+    def samples_of_rank(self) -> int:
+        """Samples of this rank in a whole epoch."""
+        rest = 0 if self.drop_last else self.num_samples % self.global_batch
+        rest_of_rank = rest * (self.rank + 1) // self.world_size - rest * self.rank // self.world_size
+        return self.num_samples // self.global_batch * self.batch_size + rest_of_rank
 
     def spans(self, position: int = 0) -> Iterator[Span]:
         """This rank's slices from `position` on."""

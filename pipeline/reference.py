@@ -7,6 +7,7 @@ legend  N images, H×H stored, S×S cropped, pixels RGB on 0..255, places (y, x)
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,15 +61,11 @@ def training_images(
     mean image, adds the jitter, and divides by 1.1.
     """
     images = []
-    for pixels, y, x, mirror, jitter in zip(
-        pixels_NHWC.astype(np.float64), draws.y, draws.x, draws.mirror, jitter_N3, strict=True
-    ):
+    for pixels, y, x, mirror, jitter in zip(pixels_NHWC, draws.y, draws.x, draws.mirror, jitter_N3, strict=True):
         if augmentation.name == "paper":
-            image = _mirrored(_cropped(pixels - mean_HWC, y, x, side), mirror) + jitter
+            image = finished(pixels, y, x, mirror, side=side, before=mean_HWC) + jitter
         else:
-            top = (len(mean_HWC) - side) // 2
-            image = _mirrored(_cropped(pixels, y, x, side), mirror)
-            image = (image - _cropped(mean_HWC, top, top, side) + jitter) / 1.1
+            image = (finished(pixels, y, x, mirror, side=side, after=_central(mean_HWC, side)) + jitter) / 1.1
         images.append(image.transpose(2, 0, 1))
     return np.stack(images)
 
@@ -80,23 +77,34 @@ def views_of(
 
     With mean_crop "own" the mean image is subtracted before the crop, with "centre" its central crop after it.
     """
-    top = (len(mean_HWC) - side) // 2
+    mean = {"before": mean_HWC} if mean_crop == "own" else {"after": _central(mean_HWC, side)}
     batch = []
-    for pixels in pixels_NHWC.astype(np.float64):
-        row = []
-        for y, x, mirror in views:
-            if mean_crop == "own":
-                view = _mirrored(_cropped(pixels - mean_HWC, y, x, side), mirror)
-            else:
-                view = _mirrored(_cropped(pixels, y, x, side), mirror) - _cropped(mean_HWC, top, top, side)
-            row.append(view.transpose(2, 0, 1))
-        batch.append(np.stack(row))
+    for pixels in pixels_NHWC:
+        row = [finished(pixels, y, x, mirror, side=side, **mean) for y, x, mirror in views]
+        batch.append(np.stack([view.transpose(2, 0, 1) for view in row]))
     return np.stack(batch)
 
 
-def _cropped(image_HWC: NDArray[np.floating], y: int, x: int, side: int) -> NDArray[np.floating]:
-    return image_HWC[y : y + side, x : x + side]
+def finished(
+    pixels_HWC: NDArray[np.uint8],
+    y: int,
+    x: int,
+    mirror: bool,
+    *,
+    side: int,
+    before: NDArray[np.floating] | float = 0.0,
+    after: NDArray[np.floating] | float = 0.0,
+) -> NDArray[np.float64]:
+    """One crop, (S, S, 3), less a mean that is cropped and mirrored with it, or one that is not."""
+    return cropped(pixels_HWC.astype(np.float64) - before, y, x, mirror, side=side) - after
 
 
-def _mirrored(image_HWC: NDArray[np.floating], mirror: bool) -> NDArray[np.floating]:
-    return image_HWC[:, ::-1] if mirror else image_HWC
+def cropped(image_HWC: NDArray[Any], y: int, x: int, mirror: bool, *, side: int) -> NDArray[Any]:
+    """One crop, (S, S, 3), mirrored or not."""
+    crop = image_HWC[y : y + side, x : x + side]
+    return crop[:, ::-1] if mirror else crop
+
+
+def _central(image_HWC: NDArray[np.floating], side: int) -> NDArray[np.floating]:
+    top = (len(image_HWC) - side) // 2
+    return cropped(image_HWC, top, top, False, side=side)

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .graph import Graph, GraphPlan, Inputs
+from .choosing import make_maker
+from .crew import Crew
+from .decode import ImageSource, Scratch
 from .loader import Loader
+from .making import Maker, Work
 from .order import Span
 from .treatment import Treatment
 
@@ -33,24 +37,16 @@ class Stages:
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
-        self._raw = loader.shard_set.manifest.image.encoding == "raw"
         self._batches = _batches(loader)
-        self._readers = ThreadPoolExecutor(loader.threads)
-        self._decoder: Graph | None = None
-        if loader._source.encoded:
-            side = loader._stored.side
-            plan = loader._graph.plan
-            self._decoder = Graph(
-                GraphPlan(
-                    batch_size=plan.batch_size,
-                    stored_side=side,
-                    side=side,
-                    threads=plan.threads,
-                    device_id=plan.device_id,
-                    encoded=True,
-                    floats=False,
-                )
-            )
+        plan = loader._plan
+        self._maker = make_maker(plan)
+        self._crew = Crew(loader.threads, partial(Scratch, plan.stored))
+        self._readers = ImageSource(plan.stored, self._crew, encoded=plan.encoded, decode=False)
+        self._decoders = ImageSource(plan.stored, self._crew, encoded=plan.encoded, decode=True)
+        self._whole: Maker | None = None  # where DALI decodes: images as decoded, neither cut nor finished
+        if plan.encoded and plan.decoder != "cores":
+            uncut = replace(plan, side=plan.stored_side, output="uint8", channels_last=False, views=())
+            self._whole = make_maker(replace(uncut, own_mean=None, central_mean=None, channel_mean=None))
 
     def images_per_s(self, stage: str, *, seconds: float) -> float:
         """Images per second of one stage, over at least `seconds` and one batch, after a warm-up."""
@@ -67,30 +63,20 @@ class Stages:
         return images / elapsed
 
     def _bytes(self, _span: Span, samples: NDArray[np.int64]) -> None:
-        for _ in self._readers.map(self._read, np.array_split(samples, self._loader.threads)):
-            pass
-
-    def _read(self, samples: NDArray[np.int64]) -> None:
-        stored = self._loader._stored
-        into = np.empty(stored.largest, np.uint8)
-        for sample in samples:
-            stored.read(int(sample), into)
+        self._readers.begin(samples).wait()
 
     def _decode(self, span: Span, samples: NDArray[np.int64]) -> None:
-        if self._raw:
-            self._bytes(span, samples)
+        if self._whole is None:
+            self._decoders.begin(samples).wait()
             return
-        images = self._loader._source.load(samples)
-        if self._decoder is not None:
-            centred = Treatment(None, 0, 0, None, None).of(span.start, span.stop, epoch=0, step=0)
-            self._decoder.begin(Inputs(images, centred, np.zeros(3, np.float32)))
-            self._decoder.collect()
+        centred = Treatment(None, 0, 0, None, None).of(span.start, span.stop, epoch=0, step=0)
+        self._whole.begin(Work(samples, centred))
+        self._whole.collect()()
 
     def _augment(self, span: Span, samples: NDArray[np.int64]) -> None:
-        loader = self._loader
-        treated = loader._treatment.of(span.start, span.stop, epoch=0, step=0)
-        loader._graph.begin(Inputs(loader._source.load(samples), treated, loader._channel_mean))
-        loader._graph.collect()
+        treatment = self._loader._deliveries.treatment
+        self._maker.begin(Work(samples, treatment.of(span.start, span.stop, epoch=0, step=0)))
+        self._maker.collect()()
 
     def _of_deliveries(self, seconds: float) -> float:
         loader = self._loader

@@ -25,6 +25,10 @@ class Treated:
     def __len__(self) -> int:
         return len(self.y)
 
+    def part(self, rows: slice | NDArray[np.int64]) -> Treated:
+        """Of some of the images."""
+        return Treated(self.y[rows], self.x[rows], self.mirror[rows], self.jitter[rows], self.divisor)
+
 
 @dataclass(frozen=True, slots=True)
 class Treatment:

@@ -11,19 +11,14 @@ import subprocess
 import sys
 import threading
 import weakref
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from alexshard.pipeline import Loader
-from alexshard.pipeline.bytes import StoredImages
-from alexshard.pipeline.decode import BufferRing, DecodedImages, EncodedImages
-from alexshard.pipeline.graph import Graph, GraphPlan, Inputs
+from alexshard.pipeline.buffers import BufferRing
 from alexshard.pipeline.lent import when_forgotten
-from alexshard.pipeline.treatment import Treatment
-from alexshard.shards import ShardSet
-from torch.utils.dlpack import from_dlpack
 
 # Largest difference of a pixel between DALI 2.4.0's decoder for the cores and simplejpeg 1.9.0.
 GRAPH_DECODER_DIFFERS = 0.0
@@ -33,32 +28,20 @@ def digest(tensor):
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
-def test_the_form_that_decodes_gives_what_the_form_for_pixels_gives(jpeg_set):
-    """On a card the graph decodes; the same graph for the cores decodes too, by DALI's own decoder."""
-    shard_set = ShardSet.open(jpeg_set.path)
-    stored = StoredImages(shard_set.index("train"), shard_set.shelf, 74)
-    samples = np.arange(20)
-    treated = Treatment(None, 10, 0, None, None).of(0, 20, epoch=0, step=0)
-    outputs = []
-    for source in (DecodedImages(stored, 2), EncodedImages(stored)):
-        graph = Graph(
-            GraphPlan(
-                batch_size=20,
-                stored_side=74,
-                side=64,
-                threads=2,
-                device_id=None,
-                encoded=source.encoded,
-                floats=True,
-                own_mean=jpeg_set.mean_image.astype(np.float32),
-            )
-        )
-        graph.begin(Inputs(source.load(samples), treated, np.zeros(3, np.float32)))
-        outputs.append(from_dlpack(graph.collect()))
-        source.close()
+@pytest.mark.parametrize("decoder", ["card", "split"])
+@pytest.mark.parametrize("options", [{}, {"output": "uint8"}, {"augment": None, "views": 10}])
+def test_it_is_the_same_whoever_decodes(jpeg_set, decoder, options):
+    """On a card the graph decodes, all or a part of a batch; on the cores it can too, by DALI's own decoder."""
+    batches = []
+    for who in ("cores", decoder):
+        with Loader(jpeg_set.path, batch_size=20, backend="dali", decoder=who, **options) as loader:
+            assert (loader.backend, loader.decoder) == ("dali", who)
+            batches.append(list(loader))
 
-    assert outputs[0].shape == (20, 3, 64, 64)
-    torch.testing.assert_close(outputs[0], outputs[1], atol=GRAPH_DECODER_DIFFERS + 1e-3, rtol=0)
+    assert len(batches[0]) == 3
+    for one, other in zip(*batches, strict=True):
+        assert one.keys == other.keys
+        torch.testing.assert_close(one.images, other.images, atol=GRAPH_DECODER_DIFFERS + 1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"output": "uint8"}, {"views": 10, "augment": None}])
@@ -83,11 +66,14 @@ def test_a_batch_can_be_written_to_without_touching_another(raw_set):
 
 
 def test_torch_gets_dalis_memory_not_a_copy(raw_set):
-    with Loader(raw_set.path, batch_size=8) as loader:
-        (delivery, *_) = list(loader._deliveries(0, 0))
-        batch = loader._batch(delivery)
+    with Loader(raw_set.path, batch_size=8, backend="dali") as loader:
+        maker = loader._maker
+        for _, work, _ in islice(loader._deliveries.works(0), 3):
+            maker.begin(work)
+        made = maker.collect()
+        (output,) = made.args[0]
 
-        assert batch.images.data_ptr() == delivery.output.data_ptr()
+        assert made().data_ptr() == output.data_ptr()
 
 
 def test_memory_of_batches_that_nobody_keeps_is_used_again(jpeg_set):

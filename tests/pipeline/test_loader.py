@@ -21,7 +21,8 @@ from alexshard.pipeline import (
     graph,
 )
 from alexshard.pipeline.bytes import StoredImages
-from alexshard.pipeline.decode import EncodedImages
+from alexshard.pipeline.crew import Crew
+from alexshard.pipeline.decode import ImageSource, Scratch
 from alexshard.shards import LocalShelf, NoSuchSplit, ShardSet, WrongCall
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import integers
@@ -248,7 +249,13 @@ def test_an_iteration_begun_before_a_state_was_loaded_does_not_move_the_loader(r
         ({"augment": "papier"}, "augment is one of 'paper', 'original', None; got 'papier'"),
         ({"order": "random"}, "order is one of 'global', 'windowed', 'stored'"),
         ({"mean": "pixel"}, "mean is one of"),
-        ({"output": "float16"}, "output is one of"),
+        ({"output": "float64"}, "output is one of 'float32', 'float16', 'bfloat16', 'uint8'"),
+        ({"backend": "ffcv"}, "backend is one of 'threads', 'dali', 'reference', None"),
+        ({"decoder": "gpu"}, "decoder is one of 'cores', 'card', 'split', None"),
+        ({"backend": "threads", "decoder": "card"}, "decoder='card' is one of DALI's"),
+        ({"backend": "reference", "decoder": "split"}, "decoder='split' is one of DALI's"),
+        ({"output": "uint8", "channels_last": True}, "channels_last is for floats"),
+        ({"drop_last": True, "pad_last": True}, "only one of the two can be"),
         ({"mean_crop": "center"}, "mean_crop is one of"),
         ({"mean": "channel", "mean_crop": "own"}, "mean='channel' subtracts none"),
         ({"eigen": "own"}, "eigen is one of"),
@@ -267,7 +274,6 @@ def test_an_iteration_begun_before_a_state_was_loaded_does_not_move_the_loader(r
         ({"crop": 0}, "crop=0 does not fit"),
         ({"device": "gpu"}, "'gpu' is no device"),
         ({"device": "meta"}, "cpu or cuda"),
-        ({"decoder": "card"}, "needs a CUDA device"),
         ({"batch_size": 74}, "a global batch of 74 is larger than train with its 73 samples"),
         ({"batch_size": 37, "world_size": 2}, "a batch of at most 36 a rank"),
     ],
@@ -295,7 +301,7 @@ def test_without_dali_the_error_names_the_extra(raw_set, monkeypatch):
     graph.dali.cache_clear()
     monkeypatch.setitem(sys.modules, "nvidia.dali.fn", None)
     with pytest.raises(NoDali, match=r"pip install '\.\[cuda13\]' .* in the clone of alexshard"):
-        Loader(raw_set.path, batch_size=10)
+        Loader(raw_set.path, batch_size=10, backend="dali")
 
 
 def spoiled(pictures, folder, *, at, by):
@@ -334,11 +340,12 @@ def test_raw_pixels_of_another_size_are_named_with_their_place(raw_set, tmp_path
 def test_the_graph_is_never_given_a_damaged_jpeg(jpeg_set, tmp_path):
     """On a card the graph decodes, and DALI's decoder can end the process on a damaged file."""
     index = spoiled(jpeg_set, tmp_path / "spoiled", at=300, by=bytes(20))
-    source = EncodedImages(StoredImages(index, LocalShelf(tmp_path / "spoiled"), 74))
+    stored = StoredImages(index, LocalShelf(tmp_path / "spoiled"), 74)
+    source = ImageSource(stored, Crew(2, lambda: Scratch(stored)), encoded=True, decode=False)
 
-    assert len(source.load(np.arange(1, 73))) == 72
+    assert len(source.begin(np.arange(1, 73)).wait()) == 72
     with pytest.raises(UndecodableSample, match=r"train_000 .* CRC-32") as told:
-        source.load(np.arange(73))
+        source.begin(np.arange(73)).wait()
     assert f"byte {index.offset[0]:,}" in str(told.value)
 
 

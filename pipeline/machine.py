@@ -1,0 +1,73 @@
+"""What this process may take of the machine, for what the caller leaves open: threads and batches ahead."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from ..shards import usable_cores
+
+_MOST_OF_MEMORY = 8  # at most this part of the free memory is filled with batches ahead
+_LEAST, _MOST = 2, 4  # batches ahead: more hid no longer pause of any kind that was measured
+
+_GROUPS = Path("/sys/fs/cgroup")
+_MEMORY = Path("/proc/meminfo")
+
+
+def default_threads() -> int:
+    """One a core that this process may use; where torchrun runs several ranks here, their share of the cores."""
+    cores = usable_cores()
+    quota = cpu_quota()
+    if quota is not None:
+        cores = min(cores, max(1, round(quota)))
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores // int(ranks)) if ranks.isdecimal() and int(ranks) > 0 else cores
+
+
+def default_prefetch(batch_bytes: int, free_bytes: int | None) -> int:
+    """Batches made ahead: four where they take little of the free memory (None: unknown), never fewer than two.
+
+    >>> [default_prefetch(77_000_000, free) for free in (200_000_000_000, 2_000_000_000, 100_000_000, None)]
+    [4, 3, 2, 2]
+    """
+    fitting = 0 if free_bytes is None else free_bytes // _MOST_OF_MEMORY // max(1, batch_bytes)
+    return max(_LEAST, min(_MOST, fitting))
+
+
+def cpu_quota(groups: Path = _GROUPS) -> float | None:
+    """Cores that the control group's quota is worth; None: no limit, or none that can be read."""
+    for of, per in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        words = _words(groups / of) + (_words(groups / per) if per else [])
+        if len(words) == 2 and all(word.isdecimal() and int(word) > 0 for word in words):
+            return int(words[0]) / int(words[1])
+    return None
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes that batches on a device may be given; None: unknown."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+
+
+def free_memory(groups: Path = _GROUPS, memory: Path = _MEMORY) -> int | None:
+    """Bytes that can be had without swapping: the machine's, or what the control group has left; None: unknown."""
+    found = []
+    words = _words(memory)
+    if "MemAvailable:" in words:
+        found.append(int(words[words.index("MemAvailable:") + 1]) * 1024)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        both = _words(groups / limit) + _words(groups / used)
+        if len(both) == 2 and all(word.isdecimal() for word in both):
+            found.append(max(0, int(both[0]) - int(both[1])))
+    return min(found, default=None)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
