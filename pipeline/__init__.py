@@ -4,6 +4,7 @@
 imports torch, not DALI; making a `Loader` imports that.
 """
 
+from .arrivals import Arrivals
 from .augment import AUGMENTATIONS, ORIGINAL, PAPER, Augmentation, crop_side, ten_views
 from .batch import Batch
 from .draws import Draws, draw
@@ -12,7 +13,7 @@ from .loader import Loader
 from .order import ORDERS, EpochOrder, Sharing, Span, Window, default_window, epoch_order
 from .remote import open_shard_set, parse_bytes
 from .sampler import OrderSampler, ShardImages
-from .shelving import Arrivals, RemoteShelf
+from .shelving import RemoteShelf
 from .stages import STAGES, Stages
 from .whole import WholeEpochs
 
