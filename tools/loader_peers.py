@@ -31,7 +31,8 @@ from .loader_peers_python import PYTHON_PEERS
 
 __all__ = ["AHEAD", "PEERS", "Asked", "Decoding", "Found", "Moving", "Peer", "PeerBatch", "chosen", "images_per_s"]
 
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (*NATIVE_PEERS, *PYTHON_PEERS)}
+# Those that fork come first: opened in this order, they do so before the others have started threads.
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (*PYTHON_PEERS, *NATIVE_PEERS)}
 
 # More than any peer has ready when its turn comes: those were made in the turns of others.
 AHEAD = 8

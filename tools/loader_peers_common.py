@@ -9,10 +9,11 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,12 +149,20 @@ class Peer:
         encoding = asked.shard_set.manifest.image.encoding
         return "" if encoding in self.encodings else f"{self.name} does not read {encoding} sets"
 
-    def open(self, asked: Asked) -> AbstractContextManager[Iterator[PeerBatch]]:
-        """Its batches, epoch after epoch without end. Entering may take long: some compile, some write a copy."""
+    @contextmanager
+    def open(self, asked: Asked) -> Iterator[Iterator[PeerBatch]]:
+        """Its batches, epoch after epoch without end.
+
+        Entering takes until the first batch is there, which may be long: some compile, some write a copy.
+
+        Raises:
+            WrongCall: it cannot do what is asked.
+        """
         if refused := self.refuses(asked):
             raise WrongCall(refused)
         asked.cache.mkdir(parents=True, exist_ok=True)
-        return self.run(asked)
+        with self.run(asked) as batches:
+            yield chain([next(batches)], batches)
 
 
 class StoredFiles:

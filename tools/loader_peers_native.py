@@ -91,9 +91,7 @@ def _dali_batches(asked: Asked, source: Any) -> Any:
                     components = types.Constant(asked.jitter_matrix, device="cpu")
                     jitter = fn.reductions.sum(drawn * components, axes=[0])
                     offset = types.Constant(asked.mean, device="cpu") - jitter
-                out = fn.crop_mirror_normalize(
-                    images, **fused, mean=offset, dtype=types.FLOAT, output_layout="CHW"
-                )
+                fused |= {"mean": offset, "dtype": types.FLOAT, "output_layout": "CHW"}
             else:
                 fused |= {"dtype": types.UINT8, "output_layout": "HWC"}
             pipeline.set_outputs(fn.crop_mirror_normalize(images, **fused), digits)
