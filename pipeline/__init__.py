@@ -15,6 +15,7 @@ from .remote import open_shard_set, parse_bytes
 from .sampler import OrderSampler, ShardImages
 from .shelving import RemoteShelf
 from .stages import STAGES, Stages
+from .trace import Trace, span, write_trace
 from .whole import WholeEpochs
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Span",
     "Stages",
     "StaleIteration",
+    "Trace",
     "UndecodableSample",
     "WholeEpochs",
     "Window",
@@ -48,5 +50,7 @@ __all__ = [
     "epoch_order",
     "open_shard_set",
     "parse_bytes",
+    "span",
     "ten_views",
+    "write_trace",
 ]

@@ -42,6 +42,7 @@ from ..shards import (
     promised_digests,
 )
 from .cache import Cache, default_folder
+from .cache_files import writing
 from .fetching import LONG_PAUSES_S, RemoteFiles
 from .shelving import RemoteShelf
 
@@ -218,14 +219,14 @@ class _SmallFiles:
 
     def _write(self, name: str, data: bytes) -> None:
         part = self.folder / f"{name}.part"
-        with self._cache.writing():
+        with writing(self.folder):
             part.write_bytes(data)
             part.replace(self.folder / name)
 
     def _stream(self, files: RemoteFiles, name: str, size: int, sha256: str) -> None:
         part = self.folder / f"{name}.part"
         found = ""
-        with self._cache.writing(), part.open("wb") as file:
+        with writing(self.folder), part.open("wb") as file:
             for _ in range(3):
                 digest = hashlib.sha256()
 

@@ -11,12 +11,13 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from ..shards import MANIFEST_NAME, AlexshardError, CorruptShardSet, Manifest, ShardEntry, WrongCall, byte_size
-from .cache import Cache, NoRoom
+from .arrivals import Arrivals, Tally
+from .cache import Cache
+from .cache_files import NoRoom
 from .fetching import RemoteFiles, Stopped
 from .trace import span
 
@@ -24,57 +25,6 @@ SHARDS_AT_ONCE = 4  # in the background
 ATTEMPTS = 3  # at a shard that comes with other bytes
 _LOOK_S = 0.1  # how often it is asked whether another process is done, or room was made
 _NO_ROOM_S = 300.0  # until whoever waits for the room of other processes is told
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """What came over the network for one shelf, since it was made."""
-
-    shards: int = 0  # that came
-    bytes: int = 0  # of them
-    spoilt: int = 0  # that came with other bytes, and were fetched again
-    damaged: int = 0  # found damaged in the cache, and fetched again
-    stalled_s: float = 0.0  # seconds in which somebody waited for a shard
-
-
-class _Tally:
-    """Counts arrivals; seconds in which several wait count once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._arrivals = Arrivals()
-        self._waiting, self._since = 0, 0.0
-
-    def add(self, *, shards: int = 0, bytes: int = 0, spoilt: int = 0, damaged: int = 0) -> None:
-        with self._lock:
-            old = self._arrivals
-            self._arrivals = replace(
-                old,
-                shards=old.shards + shards,
-                bytes=old.bytes + bytes,
-                spoilt=old.spoilt + spoilt,
-                damaged=old.damaged + damaged,
-            )
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        with self._lock:
-            if not self._waiting:
-                self._since = time.monotonic()
-            self._waiting += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting -= 1
-                if not self._waiting:
-                    stalled = self._arrivals.stalled_s + time.monotonic() - self._since
-                    self._arrivals = replace(self._arrivals, stalled_s=stalled)
-
-    def now(self) -> Arrivals:
-        with self._lock:
-            running = time.monotonic() - self._since if self._waiting else 0.0
-            return replace(self._arrivals, stalled_s=self._arrivals.stalled_s + running)
 
 
 class _Flight:
@@ -88,7 +38,7 @@ class _Flight:
 class _Fetching:
     """What goes on between two calls of `close`, in one process."""
 
-    def __init__(self, connect: Callable[[], RemoteFiles], cache: Cache, tally: _Tally, digest: str) -> None:
+    def __init__(self, connect: Callable[[], RemoteFiles], cache: Cache, tally: Tally, digest: str) -> None:
         self.pid = os.getpid()
         self._connect, self._cache, self._tally, self._digest = connect, cache, tally, digest
         self._files: RemoteFiles | None = None
@@ -273,7 +223,7 @@ class RemoteShelf:
     def __init__(self, shown: str, digest: str, connect: Callable[[], RemoteFiles], cache: Cache) -> None:
         self.shown = shown
         self._digest, self._connect, self._cache = digest, connect, cache
-        self._tally = _Tally()
+        self._tally = Tally()
         self._lock = threading.Lock()
         self._now: list[_Fetching] = []  # at most one
         self._cache.need([digest])
@@ -378,7 +328,7 @@ _shelves: weakref.WeakSet[RemoteShelf] = weakref.WeakSet()
 def _new_locks_in_the_child() -> None:
     for shelf in _shelves:
         shelf._lock = threading.Lock()
-        shelf._tally = _Tally()
+        shelf._tally = Tally()
 
 
 os.register_at_fork(after_in_child=_new_locks_in_the_child)
