@@ -144,10 +144,11 @@ def test_where_not_one_descriptor_is_left_the_error_names_the_shard_and_the_limi
 
 
 def test_a_shard_is_opened_once_by_however_many_threads(tiny: Tiny) -> None:
-    opened, leases = [], []
+    opened, leases, here = [], [], threading.Event()
 
     def is_inside(thread: threading.Thread) -> bool:
-        stack = traceback.walk_stack(sys._current_frames().get(thread.ident or 0))
+        frame = sys._current_frames().get(thread.ident or 0)
+        stack = [] if frame is None else traceback.walk_stack(frame)
         return any(frame.f_code is ShardFiles.lease.__code__ for frame, _ in stack)
 
     class Slow(LocalShelf):
@@ -156,8 +157,9 @@ def test_a_shard_is_opened_once_by_however_many_threads(tiny: Tiny) -> None:
         def open(self, shard):
             opened.append(shard.name)
             deadline = time.monotonic() + 30
-            while not all(map(is_inside, threads)) and time.monotonic() < deadline:
-                time.sleep(0.001)
+            while not here.is_set() and time.monotonic() < deadline:
+                if all(map(is_inside, threads)):
+                    here.set()
             return super().open(shard)
 
     files = ShardFiles(ShardSet.open(tiny.path).index("val"), Slow(tiny.path))
