@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -24,10 +25,38 @@ from .terminal import PLAIN_LINE_EVERY_S, Cli, Progress, duration, facts, signal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 FOLDER = click.Path(path_type=Path)
+# Words, not paths: a Path would make one slash of the two in s3://.
 SHARDS = click.option(
-    "--shards", type=FOLDER, help="Shard set, or a folder with exactly one.  [default: shards/, or the run's own]"
+    "--shards",
+    metavar="SET",
+    help="Shard set, folder with exactly one, or address (s3://…).  [default: shards/, or the run's own]",
 )
-THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Of the CPU.  [default: one a core]")
+
+
+def machine_options(command: Any) -> Any:
+    """How batches are made and where shards of an address are kept: decides speed, and may change any time."""
+    for option in reversed(
+        (
+            click.option("--threads", type=click.IntRange(1, 1024), help="Of the CPU.  [default: one a core]"),
+            click.option(
+                "--prefetch", type=click.IntRange(1, 1024), help="Batches made ahead.  [default: by the memory]"
+            ),
+            click.option(
+                "--backend",
+                type=click.Choice(["threads", "dali", "reference"]),
+                help="What makes the batches.  [default: threads on a CPU, dali on a GPU]",
+            ),
+            click.option(
+                "--decoder",
+                type=click.Choice(["cores", "card", "split"]),
+                help="Of JPEGs.  [default: measured at the start on a GPU]",
+            ),
+            click.option("--cache", type=FOLDER, help="Where shards of an address are kept."),
+            click.option("--cache-size", metavar="SIZE", help="The most that it may hold, such as 100GB."),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Cli)
@@ -57,6 +86,12 @@ def main() -> None:
 )
 @click.option("--mean", type=click.Choice(["image", "channel"]), help="What is subtracted.  [default: image]")
 @click.option("--augment", type=click.Choice(["original", "paper", "none"]), help="[default: as the preset]")
+@click.option(
+    "--order",
+    type=click.Choice(["global", "windowed", "stored"]),
+    help="Of the samples: any, within windows of shards, as on disk.  [default: as the preset]",
+)
+@click.option("--window", type=click.IntRange(min=1), help="Shards in one of --order windowed.")
 @click.option("--dropout/--no-dropout", default=None, help="[default: with]")
 @click.option("--init", type=click.Choice(["original", "paper"]), help="Weights as this preset begins.")
 @click.option("--bias", type=float, help="Where biases of 1 begin instead; 0.1 leaves plateaus sooner.")
@@ -66,7 +101,7 @@ def main() -> None:
 )
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--devices", metavar="A,B", help="Two devices, one tower on each, as cuda:0,cuda:1 or cpu,cpu.")
-@THREADS
+@machine_options
 @click.option(
     "--eval-every", type=click.IntRange(min=0), default=1, show_default=True, help="Epochs; 0: at the end."
 )
@@ -76,12 +111,17 @@ def main() -> None:
     help="Steps a line, and between checkpoints at least.  [default: a twentieth epoch, 1 to 100]",
 )
 def run(
-    shards: Path | None,
+    shards: str | None,
     out: Path | None,
     resume: Path | None,
     device: str | None,
     devices: str | None,
     threads: int | None,
+    prefetch: int | None,
+    backend: str | None,
+    decoder: str | None,
+    cache: Path | None,
+    cache_size: str | None,
     eval_every: int,
     log_every: int | None,
     **wishes: Any,
@@ -96,10 +136,17 @@ def run(
         raise WrongCall(
             "--resume goes on in the run's own folder, so --out has no meaning", remedy="leave one out"
         )
-    machine = Machine.choose(device, devices=devices.split(",") if devices else None, threads=threads)
+    machine = Machine.choose(
+        device,
+        devices=devices.split(",") if devices else None,
+        threads=threads,
+        prefetch=prefetch,
+        backend=backend,
+        decoder=decoder,
+    )
     checkpoint = Checkpoint.load(RunFolder(resume).checkpoint) if resume is not None else None
     recipe = _recipe(checkpoint.recipe if checkpoint else None, **wishes)
-    shard_set = _shard_set(shards, resume)
+    shard_set = _shard_set(shards, resume, cache, cache_size)
     folder = resume or out or Path("runs") / f"{shard_set.name}-{recipe.preset}-s{recipe.seed}"
     outcome = train(
         recipe,
@@ -112,16 +159,17 @@ def run(
         reporter=_lines(),
     )
     shown = click.format_filename(folder)
+    again = shlex.join(["--shards", shard_set.shown, *(["--cache", str(cache)] if cache else [])])
     if outcome.stopped_by is not None:
         click.echo(
             f"stopped by {outcome.stopped_by.name} after step {outcome.step:,} of {outcome.total_steps:,}; "
-            f"everything is in {shown}. To go on:\n  alextrain run --resume {shown} --shards {shard_set.path}",
+            f"everything is in {shown}. To go on:\n  alextrain run --resume {shown} {again}",
             err=True,
         )
         sys.exit(128 + outcome.stopped_by)
     click.echo(f"{outcome.step:,} steps done; network, figures and configuration are in {shown}. Next:")
     split = "" if validation_split(shard_set) else " --split train"
-    click.echo(f"  alextrain eval {shown} --shards {shard_set.path}{split}")
+    click.echo(f"  alextrain eval {shown} {again}{split}")
 
 
 @main.command("eval")
@@ -130,10 +178,21 @@ def run(
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: val, else test]")
 @click.option("--views", type=click.Choice(["1", "10"]), default="1", show_default=True, help="10: mean softmax.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@THREADS
+@machine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def eval_command(
-    run: Path, shards: Path | None, split: str | None, views: str, device: str, threads: int | None, as_json: bool
+    run: Path,
+    shards: str | None,
+    split: str | None,
+    views: str,
+    device: str,
+    threads: int | None,
+    prefetch: int | None,
+    backend: str | None,
+    decoder: str | None,
+    cache: Path | None,
+    cache_size: str | None,
+    as_json: bool,
 ) -> None:
     """Loss, top-1 and top-5 error of a RUN's newest network."""
     from ..trainer import (
@@ -147,14 +206,14 @@ def eval_command(
     )
 
     with json_on_failure(as_json), signals_raise(signal.SIGTERM):
-        machine = Machine.choose(device, threads=threads)
+        machine = Machine.choose(device, threads=threads, prefetch=prefetch, backend=backend, decoder=decoder)
         checkpoint = Checkpoint.load(RunFolder(run).checkpoint)
-        shard_set = _shard_set(shards, run)
+        shard_set = _shard_set(shards, run, cache, cache_size)
         checkpoint.check_fits(shard_set)
         machine.prepare()
         split = split or validation_split(shard_set)
         if split is None:
-            raise WrongCall(f"{shard_set.path} has no labelled val or test split", remedy="--split train")
+            raise WrongCall(f"{shard_set.shown} has no labelled val or test split", remedy="--split train")
         how_many: Literal[1, 10] = 10 if views == "10" else 1
         network = build_network(checkpoint.recipe, checkpoint.num_classes, checkpoint.side, machine.devices)
         checkpoint.put_into(network)
@@ -167,7 +226,7 @@ def eval_command(
         about = {
             "run": str(run),
             "step": checkpoint.step,
-            "shard_set": str(shard_set.path),
+            "shard_set": shard_set.shown,
             "trained_on_this_set": shard_set.digest == checkpoint.shard_set,
             **dataclasses.asdict(found),
             "classes": checkpoint.num_classes,
@@ -220,13 +279,16 @@ def _recipe(
     return recipe if bias is None else recipe.with_initial_bias(bias)
 
 
-def _shard_set(shards: Path | None, run: Path | None) -> ShardSet:
+def _shard_set(shards: str | None, run: Path | None, cache: Path | None, cache_size: str | None) -> ShardSet:
     """The set named; else the one that the run's configuration names; else the only one in shards/."""
+    from ..pipeline import open_shard_set, parse_bytes
     from ..trainer import RunFolder
 
     if shards is None and run is not None:
         shards = RunFolder(run).shard_set()
-    return ShardSet.open(shards or Path("shards"))
+    return open_shard_set(
+        shards or "shards", cache=cache, cache_bytes=None if cache_size is None else parse_bytes(cache_size)
+    )
 
 
 def _lines() -> Any:

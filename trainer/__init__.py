@@ -4,7 +4,7 @@ Recipe ─► AlexNet, on one device or as TwoTowers on two ─► train ─► 
 """
 
 from .checkpoint import BadCheckpoint, Checkpoint
-from .evaluate import Evaluation, evaluate, evaluation_loader
+from .evaluate import Evaluation, Tally, evaluate, evaluation_loader, tally
 from .loop import Diverged, Outcome, Reporter, train
 from .machine import Machine, versions
 from .network import AlexNet
@@ -34,12 +34,14 @@ __all__ = [
     "Schedule",
     "Segment",
     "Stepper",
+    "Tally",
     "TwoTowers",
     "build_network",
     "differences",
     "evaluate",
     "evaluation_loader",
     "measure_demand",
+    "tally",
     "train",
     "validation_split",
     "versions",

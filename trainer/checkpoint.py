@@ -92,7 +92,7 @@ class Checkpoint:
         if (classes, side) != (self.num_classes, self.side):
             raise BadCheckpoint(
                 f"the network was trained for {self.num_classes:,} classes and crops of {self.side}×{self.side}",
-                where=f"{shard_set.path} has {classes:,} classes and gives crops of {side}×{side}",
+                where=f"{shard_set.shown} has {classes:,} classes and gives crops of {side}×{side}",
                 why="its answers would mean nothing there",
                 remedy="name the shard set it was trained on by --shards",
             )

@@ -46,7 +46,7 @@ def evaluation_loader(
     if entry is not None and not entry.labelled:
         raise WrongCall(
             f"the split {split} has no labels",
-            where=str(shard_set.path),
+            where=shard_set.shown,
             why="an error is counted against labels",
             remedy="evaluate a split that has them (alexshard info shows which)",
         )
@@ -61,8 +61,105 @@ def evaluation_loader(
         order="stored",
         views=views,
         drop_last=False,
-        threads=machine.threads,
+        # Of one shape, so that a card's kernels are chosen once; on the cores a filled-up batch only costs.
+        pad_last=machine.device.type == "cuda",
+        **machine.loading,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Sums over the samples that were seen. Ranks have parts of a split; `+` makes one of theirs.
+
+    parts = [None] * world_size
+    torch.distributed.all_gather_object(parts, tally(network, loader))
+    evaluation = sum(parts[1:], parts[0]).evaluation("val")
+    """
+
+    views: int
+    samples: int
+    nll: float  # −log of the (averaged) probability of the label
+    top1_credit: float
+    top5_credit: float
+    unsound: int  # outputs that are not finite numbers
+    seconds: float
+    wait_s: float
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.views,
+            self.samples + other.samples,
+            self.nll + other.nll,
+            self.top1_credit + other.top1_credit,
+            self.top5_credit + other.top5_credit,
+            self.unsound + other.unsound,
+            max(self.seconds, other.seconds),  # ranks work at the same time
+            max(self.wait_s, other.wait_s),
+        )
+
+    def evaluation(self, split: str) -> Evaluation:
+        """The means.
+
+        Raises:
+            WrongCall: no sample was seen.
+            AlexshardError: outputs are not finite, which is never counted as an answer.
+        """
+        if self.samples == 0:
+            raise WrongCall(f"the split {split} has no samples to evaluate")
+        if self.unsound:
+            raise AlexshardError(
+                f"{self.unsound:,} outputs of the network are not finite",
+                why="an output that is no number is neither right nor wrong",
+                remedy="evaluate an earlier checkpoint; the run had diverged",
+            )
+        return Evaluation(
+            split,
+            self.views,
+            self.samples,
+            self.nll / self.samples,
+            1 - self.top1_credit / self.samples,
+            1 - self.top5_credit / self.samples,
+            self.samples / self.seconds,
+            self.wait_s,
+        )
+
+
+def tally(
+    network: Network,
+    loader: Loader,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_images: Callable[[int], object] = lambda _: None,
+) -> Tally | None:
+    """The sums over all of `loader`; None if `stop` became true on the way. `on_images` counts along.
+
+    What a batch is filled up with (`batch.valid` is false there) is not counted.
+    """
+    network.eval()
+    device = loader.device
+    # Read once, at the end: a look at every batch would make the device wait.
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    samples, unsound = torch.zeros(2, dtype=torch.int64, device=device)
+    views, shown, wait_s = 1, 0, 0.0
+    started = asked = time.perf_counter()
+    with torch.inference_mode():
+        for batch in loader:
+            wait_s += time.perf_counter() - asked
+            if stop():
+                return None
+            count, many = batch.images.shape[0], batch.images.shape[1:-3]
+            logits = network(batch.images.flatten(0, -4)).unflatten(0, (count, *many))
+            valid = batch.valid.to(logits.device)
+            totals = totals + sums(logits, batch.labels, valid)
+            unsound = unsound + (~logits.isfinite() & valid.view(-1, *[1] * (logits.dim() - 1))).sum()
+            samples = samples + valid.sum()
+            views = many[0] if many else 1
+            on_images(min(count, loader.num_samples - shown))
+            shown = min(shown + count, loader.num_samples)
+            asked = time.perf_counter()
+    nll, top1, top5 = totals.tolist()
+    seconds = time.perf_counter() - started
+    return Tally(views, int(samples), nll, top1, top5, int(unsound), seconds, wait_s)
 
 
 def evaluate(
@@ -77,33 +174,5 @@ def evaluate(
     Raises:
         AlexshardError: outputs are not finite, which is never counted as an answer.
     """
-    network.eval()
-    totals = bad = None
-    samples, wait_s = 0, 0.0
-    started = asked = time.perf_counter()
-    with torch.inference_mode():
-        for batch in loader:
-            wait_s += time.perf_counter() - asked
-            if stop():
-                return None
-            count, views = batch.images.shape[0], batch.images.shape[1:-3]
-            logits = network(batch.images.flatten(0, -4)).unflatten(0, (count, *views))
-            # Read once, at the end: a look at every batch would make the device wait.
-            here, unsound = sums(logits, batch.labels), (~logits.isfinite()).sum()
-            totals, bad = (here, unsound) if totals is None or bad is None else (totals + here, bad + unsound)
-            samples += count
-            on_images(count)
-            asked = time.perf_counter()
-    if totals is None or bad is None:
-        raise WrongCall(f"the split {loader.split} has no samples to evaluate")
-    if bad.item():
-        raise AlexshardError(
-            f"{int(bad.item()):,} outputs of the network are not finite",
-            why="an output that is no number is neither right nor wrong",
-            remedy="evaluate an earlier checkpoint; the run had diverged",
-        )
-    loss, top1, top5 = (totals / samples).tolist()
-    seconds = time.perf_counter() - started
-    return Evaluation(
-        str(loader.split), views[0] if views else 1, samples, loss, 1 - top1, 1 - top5, samples / seconds, wait_s
-    )
+    found = tally(network, loader, stop=stop, on_images=on_images)
+    return None if found is None else found.evaluation(str(loader.split))

@@ -22,7 +22,7 @@ from .checkpoint import Checkpoint
 from .evaluate import Evaluation, evaluate, evaluation_loader
 from .interrupt import Interrupt, stopping_in_order
 from .machine import Machine
-from .plan import Plan
+from .plan import Plan, loading_line
 from .plateau import plateau_message
 from .recipe import PRESETS, Recipe
 from .run_folder import Record, RunFolder, TensorBoard
@@ -132,9 +132,10 @@ class _Run:
             mean=self.recipe.mean,
             mean_crop=self.recipe.mean_crop if self.recipe.mean == "image" else None,
             order=self.recipe.order,
+            window=self.recipe.window,
             eigen=self.recipe.eigen,
             jitter_steps=plan.schedule.jitter_steps,
-            threads=self.machine.threads,
+            **self.machine.loading,
         )
         network = build_network(self.recipe, plan.num_classes, plan.side, self.machine.devices)
         self.stepper = Stepper(network, self.recipe, plan.schedule)
@@ -154,13 +155,13 @@ class _Run:
             self.step, self.evaluated_step = resume.step, resume.evaluated_step
         self.saved = self.step, self.evaluated_step
         folder.open(step=self.step, evaluated_step=self.evaluated_step)
-        folder.write_config(self.plan.config())
+        folder.write_config(self.plan.config(self.loader))
         self._save_if(resume is None)  # however early the run ends, there is something to resume
         self.board = TensorBoard(folder.path, from_step=self.step + 1)
         self.reporter.say(
             f"run {folder.path}" if resume is None else f"{folder.path} goes on after step {self.step:,}"
         )
-        for line in self.plan.lines(eval_every=self.eval_every):
+        for line in (*self.plan.lines(eval_every=self.eval_every), loading_line(self.loader)):
             self.reporter.say(line)
         if self.step >= self.plan.last_step:
             self.reporter.say("all its steps are done; a larger --max-steps may go further, up to all epochs")

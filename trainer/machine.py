@@ -17,16 +17,31 @@ from ..shards import WrongCall
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One device for the whole network, or two for its towers; `threads` of the CPU, None for torch's choice."""
+    """One device for the whole network, or two for its towers, and how batches get there.
+
+    `threads` are torch's and the loader's; None leaves them, as it leaves the rest, to torch and to `Loader`.
+    """
 
     devices: tuple[torch.device, ...]
     threads: int | None = None
+    prefetch: int | None = None
+    backend: str | None = None
+    decoder: str | None = None
 
     @classmethod
     def choose(
-        cls, device: str | None = None, *, devices: Sequence[str] | None = None, threads: int | None = None
+        cls,
+        device: str | None = None,
+        *,
+        devices: Sequence[str] | None = None,
+        threads: int | None = None,
+        prefetch: int | None = None,
+        backend: str | None = None,
+        decoder: str | None = None,
     ) -> Machine:
         """The device named: `auto` (the default: a GPU where there is one), `cpu`, `cuda`, `cuda:N`; or two.
+
+        The rest is what `Loader` describes under these names.
 
         Raises:
             WrongCall: a device is not there, both ways are used, or `devices` are not two.
@@ -45,12 +60,24 @@ class Machine:
             )
         if threads is not None and threads < 1:
             raise WrongCall(f"{threads} threads", remedy="give at least 1, or leave --threads out")
-        return cls(tuple(_device(name) for name in devices or (device or "auto",)), threads)
+        chosen = tuple(_device(name) for name in devices or (device or "auto",))
+        return cls(chosen, threads, prefetch, backend, decoder)
 
     @property
     def device(self) -> torch.device:
         """Where batches go and logits come out."""
         return self.devices[0]
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What was asked for of the loader, as its arguments; the loader chooses the rest."""
+        asked = {
+            "threads": self.threads,
+            "prefetch": self.prefetch,
+            "backend": self.backend,
+            "decoder": self.decoder,
+        }
+        return {name: value for name, value in asked.items() if value is not None}
 
     def prepare(self) -> None:
         """Set this process up: number of threads, and fp32 arithmetic in fp32 (cuDNN would take TF32)."""

@@ -31,8 +31,13 @@ def top_k_credit(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     return ((k - better).clamp(min=0).double() / equal).clamp(max=1)
 
 
-def sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Over the samples, float64 (3,): sum of −log probability of the label, of top-1 and of top-5 credits."""
+def sums(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Over the samples, float64 (3,): sum of −log probability of the label, of top-1 and of top-5 credits.
+
+    Samples where `valid`, bool (N,), is false count as nothing, whatever their logits are.
+    """
     logs = log_probabilities(logits)
     nll = -logs.gather(1, labels[:, None]).squeeze(1)
-    return torch.stack([nll, top_k_credit(logs, labels, 1), top_k_credit(logs, labels, 5)]).sum(1)
+    figures = torch.stack([nll, top_k_credit(logs, labels, 1), top_k_credit(logs, labels, 5)])
+    # where, not a choice of columns: how many there are would have to be read from the device.
+    return (figures if valid is None else figures.where(valid, 0.0)).sum(1)

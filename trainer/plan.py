@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..pipeline import crop_side
+from ..pipeline import Loader, crop_side
 from ..shards import ShardSet, Split, WrongCall
 from .checkpoint import BadCheckpoint, Checkpoint
 from .machine import Machine, versions
@@ -56,7 +57,7 @@ class Plan:
         """
         if checkpoint.shard_set != self.shard_set.digest:
             raise BadCheckpoint(
-                f"the run was trained on another shard set than {self.shard_set.path}",
+                f"the run was trained on another shard set than {self.shard_set.shown}",
                 where=f"digest {self.shard_set.digest[:12]}…, the checkpoint's {checkpoint.shard_set[:12]}…",
                 why="order, labels and mean would change in the middle of a run",
                 remedy="give the set it began with by --shards, or start a new run with --out",
@@ -77,17 +78,18 @@ class Plan:
         after_epoch = every > 0 and rest == 0 and epoch > 0 and epoch % every == 0
         return self.val_split is not None and (after_epoch or step == self.last_step)
 
-    def config(self) -> dict[str, Any]:
-        """What config.json holds: recipe resolved, shard set, classes, machine, versions."""
+    def config(self, loader: Loader) -> dict[str, Any]:
+        """What config.json holds: recipe resolved, shard set, classes, machine, what `loader` chose, versions."""
         return {
             "recipe": self.recipe.to_json(),
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.schedule.total_steps,
             "schedule_steps": list(self.schedule.starts),
             "side": self.side,
-            "shard_set": {"path": str(self.shard_set.path.resolve()), "digest": self.shard_set.digest},
+            "shard_set": {"path": found_again(self.shard_set), "digest": self.shard_set.digest},
             "classes": [{"synset": e.synset, "words": e.words} for e in self.shard_set.manifest.classes],
             "machine": self.machine.describe(),
+            "loader": loading(loader),
             "versions": versions(),
         }
 
@@ -99,7 +101,7 @@ class Plan:
         lines = [
             f"preset {recipe.preset}, width {recipe.width:g}, seed {recipe.seed}, "
             f"on {' and '.join(map(str, self.machine.devices))}",
-            f"{self.shard_set.path}: {splits[Split.TRAIN].samples:,} training images of {self.num_classes:,} "
+            f"{self.shard_set.shown}: {splits[Split.TRAIN].samples:,} training images of {self.num_classes:,} "
             f"classes, crops of {self.side}×{self.side}",
             f"{recipe.epochs:,} epochs of {self.steps_per_epoch:,} steps of {batch:,}: {total:,} steps, "
             f"{total * batch:,} images; "
@@ -117,6 +119,35 @@ class Plan:
         return lines
 
 
+def found_again(shard_set: ShardSet) -> str:
+    """Where a set is, for whoever looks for it from another folder: an address without secrets, or a full path."""
+    shown = shard_set.shown
+    return shown if "://" in shown else str(Path(shown).resolve())
+
+
+def loading(loader: Loader) -> dict[str, Any]:
+    """How a loader makes its batches, as it was asked to or chose: for a reader of figures."""
+    return {
+        "backend": loader.backend,
+        "decoder": loader.decoder,
+        "split_share": loader.split_share if loader.decoder == "split" else None,
+        "threads": loader.threads,
+        "prefetch": loader.prefetch,
+        "order": loader.order,
+        "window": loader.window,
+    }
+
+
+def loading_line(loader: Loader) -> str:
+    """The same in words."""
+    windows = f" of {loader.window:,} shards" if loader.window is not None else ""
+    share = f" ({100 * loader.split_share:.0f} % on the card)" if loader.decoder == "split" else ""
+    return (
+        f"loader: backend {loader.backend}, decoder {loader.decoder}{share}, threads {loader.threads}, "
+        f"prefetch {loader.prefetch}, order {loader.order}{windows}"
+    )
+
+
 def steps_per_epoch(recipe: Recipe, shard_set: ShardSet) -> int:
     """Whole global batches in the training split.
 
@@ -126,14 +157,14 @@ def steps_per_epoch(recipe: Recipe, shard_set: ShardSet) -> int:
     entry = shard_set.manifest.splits.get(Split.TRAIN)
     if entry is None or not entry.labelled or not shard_set.manifest.num_classes:
         raise WrongCall(
-            f"{shard_set.path} has no labelled train split",
+            f"{shard_set.shown} has no labelled train split",
             why="there is nothing to learn from",
             remedy="build the set with its train split: alexshard build SOURCE --splits train,val",
         )
     if entry.samples < recipe.batch_size:
         raise WrongCall(
             f"a batch of {recipe.batch_size:,} is larger than the {entry.samples:,} training images",
-            where=str(shard_set.path),
+            where=shard_set.shown,
             why="the last partial batch of an epoch is dropped, so no step would be taken",
             remedy=f"-b {max(1, entry.samples // 4)}",
         )

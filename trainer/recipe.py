@@ -78,7 +78,8 @@ class Recipe:
     augment: Literal["original", "paper"] | None
     mean: Literal["image", "channel"] = "image"
     mean_crop: Literal["own", "centre"]  # what is subtracted from a crop that is not the central one, §3.3
-    order: Literal["global", "stored"]  # `stored`: the order on disk in every epoch
+    order: Literal["global", "windowed", "stored"]  # `stored`: the order on disk in every epoch
+    window: int | None = None  # shards that `windowed` mixes at a time; None: as many as the set's size asks for
     eigen: Literal["set", "published"] = "set"  # whose colour components the jitter uses, §3.5
 
     # optimiser, §6
@@ -140,9 +141,11 @@ class Recipe:
                 raise BadRecipe(name, getattr(self, name), f"one of {', '.join(map(str, kind))}")
         for name, (wanted, holds) in _RANGES.items():
             value = getattr(self, name)
-            absent = value is None and name in ("max_steps", "same_map_a")
+            absent = value is None and name in ("max_steps", "same_map_a", "window")
             if not (absent or holds(value)):
                 raise BadRecipe(name, value, wanted)
+        if self.window is not None and self.order != "windowed":
+            raise BadRecipe("window", self.window, f"left out with the order {self.order}: it belongs to windowed")
         starts = [segment.after_epochs for segment in self.schedule]
         if (
             not starts
@@ -217,7 +220,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("lrn_a", "same_map_a"), ("a number in 0..1000", lambda value: 0 <= value <= 1000)),
     "init_std": _layers(0),
     "init_bias": _layers(-1000),
-    "batch_size": _whole(2**31),
+    **dict.fromkeys(("batch_size", "window"), _whole(2**31)),
     **dict.fromkeys(("momentum", "weight_decay"), ("at least 0 and below 1", lambda value: 0 <= value < 1)),
     "schedule_epochs": ("a finite number above 0", lambda value: 0 < value < math.inf),
     "epochs": _whole(1_000_000),

@@ -1,6 +1,6 @@
 """A run's folder: what it was asked, what it measured, what it needs to go on.
 
-config.json      the recipe resolved, schedule in steps, shard set, classes, machine, versions
+config.json      the recipe resolved, schedule in steps, shard set, classes, machine, loader, versions
 metrics.jsonl    one object a line: kind train | val, epoch, step, loss, top1_error, top5_error, lr, images_per_s,
                  wait_s
 checkpoint.pt    the newest state (checkpoint.py)
@@ -117,8 +117,8 @@ class RunFolder:
         with appearing_whole(self.config) as file:
             file.write(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
 
-    def shard_set(self) -> Path | None:
-        """Where config.json says that the shard set is; None without config.json.
+    def shard_set(self) -> str | None:
+        """Where config.json says that the shard set is, a folder or an address; None without config.json.
 
         Raises:
             DamagedRun: it cannot be read.
@@ -126,7 +126,10 @@ class RunFolder:
         if not self.config.is_file():
             return None
         try:
-            return Path(json.loads(self.config.read_bytes())["shard_set"]["path"])
+            where = json.loads(self.config.read_bytes())["shard_set"]["path"]
+            if not isinstance(where, str):
+                raise TypeError(f"the path of its shard set is {where!r}")
+            return where
         except (ValueError, KeyError, TypeError) as error:
             line = getattr(error, "lineno", 1)
             raise DamagedRun(self.config, line, error, "name the run's shard set by --shards") from error

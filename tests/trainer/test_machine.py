@@ -58,3 +58,13 @@ def test_demand_waits_for_the_device_only_between_measurements(monkeypatch):
     measure_demand(recipe, num_classes=10, side=64, device="cpu", batch_size=4, repeats=2, steps=3)
 
     assert events == ["wait", "step", "step", "step", "wait"] * 3
+
+
+def test_the_loader_is_told_what_was_asked_for_and_nothing_else():
+    assert Machine.choose("cpu").loading == {}
+    assert Machine.choose("cpu", threads=2, prefetch=3, backend="dali", decoder="cores").loading == {
+        "threads": 2,
+        "prefetch": 3,
+        "backend": "dali",
+        "decoder": "cores",
+    }

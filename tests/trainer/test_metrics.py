@@ -56,3 +56,13 @@ def test_sums_add_up_over_the_batch():
     labels = torch.tensor([0, 1, 2, 3])
 
     assert sums(torch.zeros(4, 8), labels).tolist() == pytest.approx([4 * math.log(8), 4 / 8, 4 * 5 / 8])
+
+
+def test_what_is_not_valid_counts_as_nothing_not_even_as_no_number():
+    logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    valid = torch.tensor([True, False, True, True, False])
+    spoiled = torch.where(valid[:, None], logits, math.nan)
+
+    assert sums(spoiled, labels, valid).tolist() == pytest.approx(sums(logits[valid], labels[valid]).tolist())
+    assert sums(spoiled, labels, torch.zeros(5, dtype=torch.bool)).tolist() == [0, 0, 0]

@@ -82,6 +82,9 @@ def test_a_recipe_of_another_kind_is_refused(change):
         ("seed", -1),
         ("seed", 2**32),
         ("augment", "torchvision"),
+        ("order", "random"),
+        ("window", 0),
+        ("window", 4),  # of the order windowed alone
         ("conv1_pad", "same"),
         ("init_std", (0.01,)),
         ("schedule", ()),
@@ -120,3 +123,19 @@ def test_differences_name_each_field_with_both_values():
     other = dataclasses.replace(Recipe.original(), width=0.5, seed=3)
 
     assert differences(Recipe.original(), other) == ["width: 1.0 → 0.5", "seed: 0 → 3"]
+
+
+def test_a_window_belongs_to_the_order_windowed_and_survives_json():
+    recipe = dataclasses.replace(Recipe.paper(), order="windowed", window=8)
+
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    assert differences(recipe, dataclasses.replace(recipe, window=None)) == ["window: 8 → None"]
+    with pytest.raises(WrongCall, match=r"window is 8, and must be left out with the order global"):
+        dataclasses.replace(recipe, order="global")
+
+
+def test_a_recipe_of_a_version_without_windows_is_read():
+    fields = Recipe.paper().to_json()
+    del fields["window"]
+
+    assert Recipe.from_json(fields) == Recipe.paper()
