@@ -47,10 +47,13 @@ class StoredImages:
         """
         try:
             return self._read(sample, into)
-        except (UndecodableSample, CorruptShardSet):
+        except (UndecodableSample, CorruptShardSet) as error:
             if not self._files.again(int(self.index.shard[sample])):
                 raise
-        return self._read(sample, into)
+            try:
+                return self._read(sample, into)
+            except CorruptShardSet as later:
+                raise error from later  # the first names the sample, the other may only say that its shard is gone
 
     def _read(self, sample: int, into: NDArray[np.uint8]) -> NDArray[np.uint8]:
         index = self.index
