@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(CUDA)
 TYPING := build/typing/alexshard
 OTHER_DALI := $(if $(filter cuda12,$(CUDA)),nvidia-dali-cuda130,nvidia-dali-cuda120)
+C_SOURCES := tools/packing/_square.c pipeline/_kernels.c pipeline/_crc.h pipeline/_pixels.h
 PILLOW_SIMD := pillow-simd==12.1.1.post0
 
 .DEFAULT_GOAL := help
@@ -21,7 +22,7 @@ help: ## list the targets
 .PHONY: setup
 setup: $(READY) ## make .venv with everything (CUDA=cuda12 for DALI's older build)
 
-$(READY): pyproject.toml setup.cfg constraints.txt tools/packing/_square.c pipeline/_kernels.c
+$(READY): pyproject.toml setup.cfg constraints.txt $(C_SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "alexshard needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)

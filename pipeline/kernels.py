@@ -25,6 +25,26 @@ else:
 AVAILABLE = _compiled is not None
 
 
+def batch_memory(size: int) -> NDArray[np.uint8]:
+    """Fresh memory for a batch, which begins at a cache line: then whole lines are written, past the caches."""
+    return _beginning_at(0, size)
+
+
+def scratch_memory(size: int) -> NDArray[np.uint8]:
+    """Fresh memory for an image that is decoded and read again at once, by the same thread.
+
+    libjpeg-turbo writes rows that begin at a multiple of 32 past the caches, and reading them again then costs as
+    much as all that is done with them. So this begins 16 bytes behind one.
+    """
+    return _beginning_at(16, size)
+
+
+def _beginning_at(behind: int, size: int) -> NDArray[np.uint8]:
+    block = np.empty(size + 64 + behind, np.uint8)
+    start = (behind - block.ctypes.data) % 64
+    return block[start : start + size]
+
+
 def read(fd: int, offset: int, into: NDArray[np.uint8]) -> tuple[int, int]:
     """Fill `into` with the bytes of a file from `offset` on: how many were read, and the CRC-32 of these.
 
