@@ -15,7 +15,7 @@ from typing import Any, Literal
 import click
 
 from .. import __version__
-from ..shards import ShardSet, WrongCall
+from ..shards import ShardSet, WrongCall, is_address
 from .report import json_on_failure, print_json
 from .terminal import PLAIN_LINE_EVERY_S, Cli, Progress, duration, facts, signals_raise
 
@@ -286,9 +286,15 @@ def _shard_set(shards: str | None, run: Path | None, cache: Path | None, cache_s
 
     if shards is None and run is not None:
         shards = RunFolder(run).shard_set()
-    return open_shard_set(
-        shards or "shards", cache=cache, cache_bytes=None if cache_size is None else parse_bytes(cache_size)
-    )
+    shards = shards or "shards"
+    cache_bytes = None if cache_size is None else parse_bytes(cache_size)
+    if not is_address(shards) and (cache, cache_size) != (None, None):
+        raise WrongCall(
+            f"--cache{'' if cache else '-size'} is for sets at an address, and {shards} is a folder",
+            why="shards of a folder are read where they are",
+            remedy="leave it out",
+        )
+    return open_shard_set(shards, cache=cache, cache_bytes=cache_bytes)
 
 
 def _lines() -> Any:

@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..pipeline import Batch, Loader
-from ..shards import AlexshardError, ShardSet
+from ..pipeline import Arrivals, Batch, Loader, RemoteShelf
+from ..shards import AlexshardError, ShardSet, byte_size
 from .checkpoint import Checkpoint
 from .evaluate import Evaluation, evaluate, evaluation_loader
 from .interrupt import Interrupt, stopping_in_order
@@ -144,6 +144,7 @@ class _Run:
         self.window = Window()
         self.saved_at = time.perf_counter()
         self.next_plateau = 0
+        self.arrived = Arrivals()
 
     def open(self, folder: RunFolder, resume: Checkpoint | None) -> None:
         """Begin in a new folder, or take up the state of an old one."""
@@ -193,10 +194,24 @@ class _Run:
             self._one(batch)
             del batch  # else its memory is held while the next one is waited for
         self._log_if(True)
+        self._say_arrivals()
         now = time.perf_counter()
         self._save_if(
             self.step % self.plan.steps_per_epoch == 0 and now - self.saved_at > CHECKPOINT_EPOCH_AFTER_S
         )
+
+    def _say_arrivals(self) -> None:
+        """Of a set in a store: what came over the network since this was said last."""
+        shelf = self.plan.shard_set.shelf
+        if not isinstance(shelf, RemoteShelf):
+            return
+        now, before = shelf.statistics(), self.arrived
+        if now.shards > before.shards:
+            self.reporter.say(
+                f"{now.shards - before.shards:,} shards ({byte_size(now.bytes - before.bytes)}) came from "
+                f"{shelf.shown}; {now.stalled_s - before.stalled_s:.1f} s were spent waiting for them"
+            )
+        self.arrived = now
 
     def _one(self, batch: Batch) -> None:
         self.window.add(self.stepper.step(self.step, batch.images, batch.labels), len(batch.keys))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline import Loader, crop_side
-from ..shards import ShardSet, Split, WrongCall
+from ..shards import ShardSet, Split, WrongCall, is_address
 from .checkpoint import BadCheckpoint, Checkpoint
 from .machine import Machine, versions
 from .network import pool5_side
@@ -122,7 +122,7 @@ class Plan:
 def found_again(shard_set: ShardSet) -> str:
     """Where a set is, for whoever looks for it from another folder: an address without secrets, or a full path."""
     shown = shard_set.shown
-    return shown if "://" in shown else str(Path(shown).resolve())
+    return shown if is_address(shown) else str(Path(shown).resolve())
 
 
 def loading(loader: Loader) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def loading(loader: Loader) -> dict[str, Any]:
     return {
         "backend": loader.backend,
         "decoder": loader.decoder,
-        "split_share": loader.split_share if loader.decoder == "split" else None,
+        "split_share": loader.split_share,
         "threads": loader.threads,
         "prefetch": loader.prefetch,
         "order": loader.order,
@@ -141,7 +141,7 @@ def loading(loader: Loader) -> dict[str, Any]:
 def loading_line(loader: Loader) -> str:
     """The same in words."""
     windows = f" of {loader.window:,} shards" if loader.window is not None else ""
-    share = f" ({100 * loader.split_share:.0f} % on the card)" if loader.decoder == "split" else ""
+    share = f" ({100 * loader.split_share:.0f} % on the card)" if loader.split_share is not None else ""
     return (
         f"loader: backend {loader.backend}, decoder {loader.decoder}{share}, threads {loader.threads}, "
         f"prefetch {loader.prefetch}, order {loader.order}{windows}"

@@ -141,7 +141,28 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
         (("run", "--resume", "runs/drawn-original-s0", "--out", "x"), "leave one out"),
         (("run", "--resume", "runs/drawn-original-s0", "--width", "0.5"), "width: 0.125 → 0.5"),
         (("run", "--resume", "runs/drawn-original-s0", "--preset", "paper"), "preset: original → paper"),
+        (("run", "--window", "4"), "window is 4, and must be left out with the order stored"),
+        (("run", "--order", "windowed", "--window", "0"), "0 is not in the range x>=1"),
+        (("run", "--order", "random"), "'random' is not one of"),
+        (("run", "--seed", "1", "--backend", "threads", "--decoder", "card"), "decoder='card' is one of DALI's"),
+        (
+            ("run", "--seed", "2", "--backend", "reference", "--decoder", "split"),
+            "decoder='split' is one of DALI's",
+        ),
+        (("run", "--prefetch", "0"), "0 is not in the range"),
+        (("run", "--cache-size", "a lot"), "'a lot' is no size"),
+        (("run", "--cache-size", "0GB"), "'0GB' is no size"),
+        (("run", "--cache", "here"), "--cache is for sets at an address, and shards is a folder"),
+        (("run", "--cache-size", "1GB"), "--cache-size is for sets at an address"),
+        (("run", "--shards", "file:///nowhere/at/all"), "file:///nowhere/at/all"),
+        (("run", "--shards", "elsewhere://bucket/set"), "elsewhere"),
+        (("run", "--resume", "runs/drawn-original-s0", "--order", "global"), "order: stored → global"),
+        (
+            ("run", "--resume", "runs/drawn-original-s0", "--order", "windowed", "--window", "2"),
+            "order: stored → windowed; window: None → 2",
+        ),
         (("eval", "runs/none"), "no checkpoint"),
+        (("eval", "runs/drawn-original-s0", "--cache", "here"), "--cache is for sets at an address"),
         (("eval", "runs/drawn-original-s0", "--views", "5"), "'5' is not one of"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
@@ -199,6 +220,7 @@ def test_a_loss_that_is_not_finite_ends_with_1_and_the_likely_cause(home, tmp_pa
 
 def test_every_option_of_the_recipe_reaches_the_configuration(home, tmp_path):
     options = (
+        *("--order", "windowed", "--window", 2, "--backend", "dali", "--decoder", "cores", "--prefetch", 3),
         *(
             "--preset",
             "paper",
@@ -243,6 +265,50 @@ def test_every_option_of_the_recipe_reaches_the_configuration(home, tmp_path):
     assert [segment["weights"] for segment in recipe["schedule"]] == [0.02]
     assert config["machine"]["devices"] == ["cpu", "cpu"]
     assert config["machine"]["threads"] == 1
+    assert (recipe["order"], recipe["window"]) == ("windowed", 2)
+    assert config["loader"] == {
+        "backend": "dali",
+        "decoder": "cores",
+        "split_share": None,
+        "threads": 1,
+        "prefetch": 3,
+        "order": "windowed",
+        "window": 2,
+    }
+    line = "loader: backend dali, decoder cores, threads 1, prefetch 3, order windowed of 2 shards"
+    assert line in done.stderr.splitlines()
+
+
+def test_how_batches_are_made_may_change_between_the_parts_of_a_run(home, tmp_path):
+    first = alextrain("run", "--out", tmp_path / "r", "--epochs", 1, "--max-steps", 2, *SMALL, cwd=home)
+    chosen = json.loads((tmp_path / "r" / "config.json").read_text())["loader"]
+    rest = ("--max-steps", 5, "--backend", "dali", "--prefetch", 1, "--threads", 2)
+    second = alextrain("run", "--resume", tmp_path / "r", *rest, cwd=home)
+    changed = json.loads((tmp_path / "r" / "config.json").read_text())["loader"]
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert (changed["backend"], changed["prefetch"], changed["threads"]) == ("dali", 1, 2)
+    assert chosen != changed
+    assert Checkpoint.load(RunFolder(tmp_path / "r").checkpoint).step == 5
+
+
+def test_a_set_at_an_address_is_trained_on_resumed_and_evaluated(home, tmp_path):
+    address = (home / "shards" / "drawn").as_uri()
+    cache = ("--cache", tmp_path / "cache", "--cache-size", "1GB")
+    steps = ("--order", "windowed", "--window", 1, "--epochs", 1, "--max-steps")
+    first = alextrain("run", "--shards", address, *cache, *steps, 2, *SMALL, cwd=tmp_path)
+    folder = tmp_path / "runs" / "drawn-original-s0"
+    rest = alextrain("run", "--resume", folder, *cache, "--max-steps", 5, "--threads", 1, cwd=tmp_path)
+    found = alextrain("eval", folder, *cache, "--json", cwd=tmp_path)
+
+    assert (first.returncode, rest.returncode, found.returncode) == (0, 0, 0), first.stderr + rest.stderr
+    assert f"alextrain eval runs/drawn-original-s0 --shards {address} --cache {tmp_path / 'cache'}" in first.stdout
+    assert f"came from {address}" in first.stderr
+    assert f"came from {address}" not in rest.stderr  # all that it needs is in the cache
+    assert json.loads((folder / "config.json").read_text())["shard_set"]["path"] == address
+    assert json.loads(found.stdout)["shard_set"] == address
+    assert json.loads(found.stdout)["samples"] == 40
+    assert any((tmp_path / "cache").rglob("*"))
 
 
 def test_evaluating_another_set_says_so(home, sample_source, tmp_path):

@@ -200,6 +200,20 @@ def test_a_stopped_run_resumes_to_the_bits_of_one_that_was_not(whole, small_set,
     assert same_state(tmp_path / "run", folder)
 
 
+def test_a_stopped_run_in_windows_resumes_to_the_same_bits_and_no_other_window(small_set, recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, order="windowed", window=1, epochs=2)
+    train(recipe, small_set, tmp_path / "whole", CPU, reporter=Told())
+    train(recipe, small_set, tmp_path / "cut", CPU, reporter=Told(stop_at=3))
+    checkpoint = Checkpoint.load(RunFolder(tmp_path / "cut").checkpoint)
+    with pytest.raises(WrongCall, match="window: 1 → None"):
+        train(dataclasses.replace(recipe, window=None), small_set, tmp_path / "cut", CPU, resume=checkpoint)
+    train(recipe, small_set, tmp_path / "cut", CPU, resume=checkpoint, reporter=(told := Told()))
+
+    assert checkpoint.loader["window"] == 1
+    assert same_state(tmp_path / "cut", tmp_path / "whole")
+    assert any(line.endswith("order windowed of 1 shards") for line in told.said)
+
+
 def test_lines_written_after_the_checkpoint_are_written_anew(whole, small_set, tmp_path):
     recipe, folder, _, _ = whole
     train(recipe, small_set, tmp_path / "run", CPU, reporter=Told(stop_at=8))
