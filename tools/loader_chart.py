@@ -102,7 +102,7 @@ def _content(bars: Sequence[Bar], demand: float | None) -> tuple[Html, int]:
     axis = max(longest, asked if inside and asked is not None else 0.0)
     stages = [stage for stage in SHORT if any(bar.parts_us.get(stage, 0.0) > 0 for bar in bars)]
     top = LEGEND * math.ceil(len(stages) / 2) + 8
-    parts: list[Html] = list(_legend(stages))
+    parts: list[Html] = []
     y = top
     for bar in bars:
         if bar.heading:
@@ -110,7 +110,7 @@ def _content(bars: Sequence[Bar], demand: float | None) -> tuple[Html, int]:
             y += 28
         parts += _bar(bar, y, axis)
         y += ROW
-    parts += _axis(axis, top, y)
+    parts = [*_legend(stages), *_axis(axis, top, y), *parts]  # the grid lies behind the bars
     if asked is not None and demand is not None:
         parts += _demand(asked, demand, axis, top, y) if inside else _far(asked, demand, y)
         y += 18

@@ -48,7 +48,7 @@ def added(runs: Sequence[Run]) -> Run:
     rate = sum(run.images_per_s for run in runs)
 
     def total(name: str) -> float:
-        return sum(getattr(run, name) / run.seconds for run in runs) * seconds
+        return seconds * sum(float(getattr(run, name)) / run.seconds for run in runs)
 
     return Run(
         images=round(rate * seconds),
@@ -88,7 +88,7 @@ def own_us_per_image(rates: Mapping[str, float]) -> dict[str, float]:
     A stage contains those before it: where one was measured to be slower than a later one, by chance or because
     the later one does things at the same time, it is taken to cost what the later one does.
     """
-    times = list(accumulate((1e6 / rate for rate in reversed(rates.values())), min))
+    times = list(accumulate((1e6 / rate for rate in reversed(list(rates.values()))), min))
     return {
         stage: time - before for stage, before, time in zip(rates, [0.0, *times[:0:-1]], times[::-1], strict=True)
     }

@@ -12,7 +12,10 @@ from .loader_report import Table, bars_of, demand_of, facts_of, tables_of
 
 _PAGE = (Path(__file__).parent / "info_page.css").read_text(encoding="utf-8")
 _OWN = """
-.verdict { font-size: 1.25rem; line-height: 1.4; max-width: 46rem; margin: 0.75rem 0 0; overflow-wrap: anywhere; }
+header .verdict {
+  color: var(--ink); font-size: 1.25rem; line-height: 1.4; max-width: 46rem; margin: 0.75rem 0 0;
+  overflow-wrap: anywhere;
+}
 .bars { max-width: 46rem; margin-top: 1rem; }
 td:last-child:not(.n) { min-width: 14rem; }
 """

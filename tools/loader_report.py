@@ -11,6 +11,7 @@ from .loader_chart import Bar, bar_of
 from .loader_figures import per_s
 from .terminal import facts, table
 
+CROWDED = 0.8  # of the cores that decoding asks for: with less, other work runs beside it
 RATE = "images/s: median [least..most]"
 MODES = {
     "resident": "its demand: steps on a batch that stays",
@@ -91,10 +92,25 @@ def _ladder(report: dict[str, Any]) -> Table:
         "memory",
         *(("card",) if on_card else ()),
     )
-    note = ""
+    notes = []
     if (share := report["stages"][-1]["store_share"]) > 0:
-        note = f"Of its time the loader waited {share:.1%} for shards to come from the store."
-    return Table("The loader by stage", header, rows, note, numbers=(1, 2, 3, 4, 5)[: len(header) - 1])
+        notes.append(f"Of its time the loader waited {share:.1%} for shards to come from the store.")
+    notes += _crowded(report)
+    return Table("The loader by stage", header, rows, " ".join(notes), numbers=(1, 2, 3, 4, 5)[: len(header) - 1])
+
+
+def _crowded(report: dict[str, Any]) -> list[str]:
+    """Whether other work took the cores: decoding waits for nothing but them."""
+    decode = next(row for row in report["stages"] if row["stage"] == "decode")
+    ranks = len(report["ranks"]) or 1
+    wanted = min(report["settings"]["threads"] * ranks, report["machine"]["cores"])
+    got = decode["user_cores"] + decode["system_cores"]
+    if report["settings"]["decoder"] != "cores" or got >= CROWDED * wanted:
+        return []
+    return [
+        f"A busy machine: threads that only decode got {got:.1f} of {wanted} cores, "
+        "so rates are lower than they can be."
+    ]
 
 
 def _training(report: dict[str, Any]) -> Table | None:
@@ -204,7 +220,7 @@ def bars_of(report: dict[str, Any]) -> list[Bar]:
         heading = "" if each["knob"] == knob else f"Sweep of {each['knob']}"
         knob = each["knob"]
         bars.append(bar_of(str(each["value"]), each["stages"], heading))
-    for number, each in enumerate(report["peers"][1:]):  # the first is the bar above
+    for number, each in enumerate(report["peers"]):
         heading = "Others on the same images" if number == 0 else ""
         us = 1e6 / each["images_per_s"]["median"]
         bars.append(Bar(f"{each['name']} {each['version']}".strip(), {"whole": us}, heading))

@@ -106,7 +106,7 @@ def _outrun(found: Findings, together: Together | None, have: str) -> Verdict:
     )
     slower = _slower(together)
     if together is None or slower <= max(NOTICED, together.spread):
-        turn = (f"--threads {threads}",) if threads < found.threads else ("nothing",)
+        turn: tuple[str, ...] = (f"--threads {threads}",) if threads < found.threads else ()
         return Verdict("trainer", times, turn, f"{said}.")
     kind, why = _whose(together, slower)
     turn = (f"--threads {threads}",) if threads < found.threads else _fewer_cycles(found)
@@ -180,7 +180,7 @@ def _turn(stage: str, found: Findings) -> tuple[str, ...]:
     on_cpu = found.device == "cpu"
     free = found.cores - found.threads * found.ranks
     more = max(found.cores // found.ranks, found.threads)
-    by_cores = (f"--threads {more} (now {found.threads})",) if free > 0 else ("more cores",)
+    by_cores: tuple[str, ...] = (f"--threads {more} (now {found.threads})",) if free > 0 else ("more cores",)
     raw = ("alexshard build --format raw",) if found.encoding == "jpeg" else ()
     if stage == "store":
         windowed = () if found.order == "windowed" else ("--order windowed, which reads ahead",)

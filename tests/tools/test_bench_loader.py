@@ -1,136 +1,205 @@
-"""tools/bench_loader: its verdicts, its report, and the ways it is called."""
+"""tools/bench_loader: the command from end to end, on a drawn set; its verdicts, sweeps and page have their own files."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from alexshard.tools.bench_loader import judge, own_us_per_image
+from alexshard.pipeline import STAGES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench_loader"
 BASE_PYTHON = Path(sys.base_prefix) / "bin" / "python3"
-QUICK = ("--seconds", "0.05", "--repeats", "2", "--batch-size", "16", "--width", "0.125")
-
-RATES = {"bytes": 100_000.0, "decode": 8_000.0, "augment": 4_000.0, "device": 3_900.0}
-LOADER = {
-    "threads": 2,
-    "cores": 2,
-    "encoding": "jpeg",
-    "device": "cpu",
-    "decoder": "cores",
-    "mean": "image",
-    "output": "float32",
-}
-CARD = {"device": "cuda:0", "decoder": "card"}
+QUICK = ("--seconds", "0.02", "--repeats", "2", "--batch-size", "16", "--width", "0.125", "--threads", "2")
 
 
-def test_a_stages_own_cost_is_what_it_adds():
-    own = own_us_per_image(RATES)
-
-    assert list(own) == list(RATES)
-    assert own == pytest.approx({"bytes": 10, "decode": 115, "augment": 125, "device": 6.41}, abs=0.01)
-
-
-def test_a_stage_costs_no_more_than_one_that_contains_it():
-    own = own_us_per_image({"bytes": 50_000.0, "decode": 1_000_000.0, "augment": 64_000.0, "device": 80_000.0})
-
-    assert own == pytest.approx({"bytes": 1, "decode": 0, "augment": 11.5, "device": 0})
+def bench(*arguments, code=0, env=None):
+    command = [sys.executable, "-m", "alexshard.tools.bench_loader", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == code, done.stderr
+    return done
 
 
-def test_reading_is_not_blamed_where_more_than_reading_was_faster():
-    rates = {"bytes": 50_000.0, "decode": 1_000_000.0, "augment": 64_000.0, "device": 60_000.0}
-
-    assert judge(rates, 80_000.0, **{**LOADER, "encoding": "raw", "threads": 16}).bottleneck == "augment"
-
-
-def test_a_slow_disk_is_blamed_for_a_raw_set():
-    rates = {"bytes": 900.0, "decode": 910.0, "augment": 880.0, "device": 890.0}
-    verdict = judge(rates, 2_000.0, **{**LOADER, "encoding": "raw"})
-
-    assert verdict.bottleneck == "bytes"
-    assert verdict.text.endswith("Turn: a faster disk, or memory that holds the shards.")
-
-
-def test_a_loader_that_outruns_the_trainer_needs_nothing_turned():
-    verdict = judge(RATES, 31.0, **LOADER)
-
-    assert (verdict.bottleneck, verdict.factor) == ("trainer", pytest.approx(125.8, abs=0.1))
-    assert verdict.text == (
-        "The trainer is the limit: it asks for 31 images/s, the loader gives 3,900, 125.8 times as many. "
-        "A faster --device or a smaller --width uses more; --threads 1 would be enough."
+@pytest.fixture(scope="module")
+def everything(sample_set, raw_sample_set, tmp_path_factory):
+    """One run with all that a report can hold, and the files that it wrote."""
+    folder = tmp_path_factory.mktemp("bench")
+    done = bench(
+        *("--shards", sample_set, "--shards", raw_sample_set, *QUICK, "--json"),
+        *("--sweep", "threads=1,2,order=windowed,format", "--against", "webdataset"),
+        *("--html", folder / "r.html", "--picture", folder / "r.svg", "--profile", folder / "r.json"),
     )
+    return json.loads(done.stdout), folder
 
 
-def test_a_loader_just_fast_enough_has_no_thread_to_spare():
-    assert "no thread to spare" in judge(RATES, 3_000.0, **LOADER).text
+def test_the_report_is_one_object_with_every_figure(everything):
+    report, _ = everything
+
+    assert report["schema"] == 2
+    assert [row["stage"] for row in report["stages"]] == list(STAGES)
+    for row in (*report["stages"], report["replay"], *report["training"].values(), *report["peers"]):
+        rate = row["images_per_s"]
+        assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+        assert len(rate["runs"]) == 2
+    assert sum(row["own_us"] for row in report["stages"]) == pytest.approx(
+        1e6 / report["stages"][-1]["images_per_s"]["median"]
+    )
+    assert all(row["rss_bytes"] > 10_000_000 for row in report["stages"])
+    assert report["batch_bytes"] == 16 * 3 * 224 * 224 * 4
+    assert report["settings"]["backend"] in ("threads", "dali")
+    assert report["verdict"]["bottleneck"]
+    assert report["verdict"]["text"]
+
+
+def test_the_trainer_is_measured_resident_replayed_fed_and_beside_other_work(everything):
+    training = everything[0]["training"]
+
+    assert set(training) == {"resident", "replayed", "fed", "burnt"}
+    assert training["resident"]["waited_share"] < training["fed"]["waited_share"] < 1
+    for about in training.values():
+        assert about["step_s"]["median"] > 0
+
+
+def test_a_sweep_has_every_stage_of_every_setting(everything):
+    swept = everything[0]["sweep"]
+
+    assert [(each["knob"], each["value"]) for each in swept] == [
+        ("threads", 1),
+        ("threads", 2),
+        ("order", "windowed"),
+        ("format", "jpeg"),
+        ("format", "raw"),
+    ]
+    for each in swept:
+        assert [row["stage"] for row in each["stages"]] == list(STAGES)
+
+
+def test_others_run_beside_ours_at_the_same_work_and_beside_what_limits_all(everything):
+    names = [each["name"] for each in everything[0]["peers"]]
+
+    assert names == ["alexshard, the same work", "webdataset", "decoding alone", "copying memory alone"]
+
+
+def test_page_and_picture_show_what_was_measured(everything):
+    report, folder = everything
+    content = (folder / "r.html").read_text(encoding="utf-8")
+    page = ET.fromstring(content.removeprefix("<!DOCTYPE html>\n"))
+    picture = ET.fromstring((folder / "r.svg").read_text(encoding="utf-8"))
+
+    assert report["verdict"]["text"] in "".join(page.itertext())
+    assert picture.tag.endswith("svg")
+    assert "Sweep of format" in "".join(picture.itertext())
+
+
+def test_the_profile_is_a_trace_of_the_loaders_threads_and_the_trainers_steps(everything):
+    events = json.loads((everything[1] / "r.json").read_text())["traceEvents"]
+    threads = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    spans = [event for event in events if event["ph"] == "X"]
+    ran = {(threads[event["tid"]].rstrip("0123456789"), event["name"]) for event in spans}
+
+    assert {("MainThread", "step"), ("MainThread", "wait"), ("alexshard-read-ahead", "batch")} <= ran
+    assert ("alexshard-decode_", "decode") in ran
+    assert [event["ts"] for event in spans] == sorted(event["ts"] for event in spans)
+    assert len([event for event in spans if event["name"] == "step"]) == 12
+
+
+def test_the_text_ends_with_the_verdict_in_one_line(raw_sample_set):
+    done = bench("--shards", raw_sample_set, *QUICK, "--no-demand", "--output", "uint8", "--backend", "dali")
+    last = done.stdout.splitlines()[-1]
+
+    assert last.endswith("Whether training waits is not said: the trainer's demand was not measured.")
+    for part in ("machine", "versions", "256x256 raw", "+ decode", "+ mirror", "not measured (--no-demand)"):
+        assert part in done.stdout
+
+
+def test_a_set_too_small_for_the_network_is_profiled_without_a_claim(tmp_path, sample_source):
+    small = tmp_path / "small"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "alexshard.tools.cli_alexshard",
+            "build",
+            sample_source,
+            "--out",
+            small,
+            "--size",
+            "32",
+        ],
+        check=True,
+        capture_output=True,
+    )
+    report = json.loads(bench("--shards", small, *QUICK, "--repeats", "1", "--json").stdout)
+
+    assert report["training"] is None
+    assert report["training_note"].startswith("not measured: ")
+    assert "is not said" in report["verdict"]["text"]
+
+
+def test_two_ranks_measure_at_the_same_time_and_one_reports(sample_set, tmp_path):
+    trace = tmp_path / "t.json"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    command += ["-m", "alexshard.tools.bench_loader", "--shards", str(sample_set), *QUICK, "--repeats", "1"]
+    command += ["--threads", "1", "--json", "--profile", str(trace)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}  # else torchrun says that it sets this
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    events = json.loads(trace.read_text())["traceEvents"]
+
+    assert [each["rank"] for each in report["ranks"]] == [0, 1]
+    assert sum(each["share"] for each in report["ranks"]) == pytest.approx(1)
+    assert report["stages"][-1]["images_per_s"]["median"] == pytest.approx(
+        sum(each["images_per_s"]["median"] for each in report["ranks"])
+    )
+    assert "2 ranks of 1 thread" in report["verdict"]["text"]
+    assert {e["args"]["name"] for e in events if e["name"] == "process_name"} == {"rank 0", "rank 1"}
 
 
 @pytest.mark.parametrize(
-    ("rates", "loader", "stage", "turn"),
+    ("arguments", "said"),
     [
-        ({}, {}, "augment", "more cores, or --mean channel."),
-        ({}, {"mean": "channel"}, "augment", "Turn: more cores."),
-        ({}, {"output": "uint8"}, "augment", "Turn: more cores."),
-        ({}, CARD, "augment", "Turn: a faster card, or --mean channel."),
-        ({}, {**CARD, "decoder": "cores", "cores": 16}, "augment", "Turn: a faster card, or --mean channel."),
-        ({"decode": 5_000.0}, CARD, "decode", "Turn: a faster card, or alexshard build --format raw."),
-        (
-            {"decode": 5_000.0},
-            {**CARD, "decoder": "cores"},
-            "decode",
-            "Turn: more cores, or alexshard build --format raw.",
-        ),
-        ({"augment": 7_900.0}, {}, "device", "Turn: a larger --batch-size."),
-        ({"decode": 5_000.0}, {}, "decode", "more cores, or alexshard build --format raw."),
-        ({"decode": 5_000.0}, {"cores": 16}, "decode", "--threads 16 (now 2), or alexshard build --format raw."),
-        ({"bytes": 5_000.0, "decode": 4_500.0}, {}, "bytes", "a faster disk, or memory that holds the shards."),
+        (("--against", "ffvc"), "--against: 'ffvc' is none of"),
+        (("--against", "torch", "--output", "float16"), "--against with --output float16 cannot be"),
+        (("--sweep", "colour"), "'colour' is no knob"),
+        (("--sweep", "format"), "needs sets of both formats; given: jpeg"),
+        (("--sweep", "batch-size=100000"), "the split has 160 samples"),
+        (("--html", "nowhere/r.html"), "there is no folder nowhere"),
+        (("--picture", "r.png"), "does not end in .svg"),
+        (("--profile", "nowhere/t.json"), "there is no folder nowhere"),
+        (("--window", "2"), "--window is of --order windowed"),
+        (("--cache-size", "much"), "is no size"),
+        (("--split", "val", "--backend", "threads", "--decoder", "card"), "decoder"),
     ],
 )
-def test_a_loader_too_slow_is_told_by_its_costliest_stage(rates, loader, stage, turn):
-    verdict = judge({**RATES, **rates}, 7_800.0, **{**LOADER, **loader})
+def test_what_cannot_be_is_refused_before_anything_is_measured(arguments, said, sample_set):
+    done = bench("--shards", sample_set, *arguments, code=2)
 
-    assert (verdict.bottleneck, verdict.factor) == (stage, pytest.approx(2.0))
-    assert verdict.text.startswith(
-        f"The loader is the limit, and {stage} in it: the trainer asks for 7,800 images/s"
-    )
-    assert verdict.text.endswith(turn)
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "bench" not in done.stderr.splitlines()[0].split(":")[0]
 
 
-def test_without_a_demand_the_costliest_stage_is_named():
-    verdict = judge(RATES, None, **LOADER)
+def test_several_sets_need_a_sweep_that_compares_them(sample_set, raw_sample_set):
+    done = bench("--shards", sample_set, "--shards", raw_sample_set, code=2)
 
-    assert (verdict.bottleneck, verdict.factor) == ("augment", None)
-
-
-def test_the_report_is_one_object_with_every_figure(sample_set, tmp_path):
-    """By path, from another folder."""
-    command = [sys.executable, SCRIPT, "--shards", sample_set, "--json", *QUICK]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)
-
-    assert report["schema"] == 1
-    assert [row["stage"] for row in report["stages"]] == ["bytes", "decode", "augment", "device"]
-    for rate in [row["images_per_s"] for row in report["stages"]] + [report["demand"]["images_per_s"]]:
-        assert len(rate["runs"]) == 2
-        assert 0 < rate["min"] <= rate["median"] <= rate["max"]
-    assert report["verdict"]["bottleneck"] in ("trainer", "bytes", "decode", "augment", "device")
-    assert report["machine"]["cores"] >= 1
-    assert {"torch", "dali", "simplejpeg"} <= set(report["versions"])
-    assert (report["batch_size"], report["samples"], report["side"]) == (16, 160, 224)
+    assert "--shards is given 2 times" in done.stderr
 
 
-def test_the_text_ends_with_the_verdict(raw_sample_set):
-    command = [SCRIPT, "--shards", raw_sample_set, "--no-demand", *QUICK]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    *_, last = done.stdout.splitlines()
+def test_a_folder_without_shards_is_a_wrong_call_in_json_too(tmp_path):
+    done = bench("--shards", tmp_path, "--json", code=2)
 
-    assert last.startswith("The loader gives ")
-    for part in ("machine", "versions", "256x256 raw", "+ decode", "not measured (--no-demand)"):
-        assert part in done.stdout
+    assert json.loads(done.stdout)["exit_code"] == 2
+    assert "holds no shard set" in done.stderr
 
 
 def test_it_finds_the_virtual_environment_of_its_clone(tmp_path):
@@ -151,12 +220,3 @@ def test_without_an_environment_it_says_what_to_do(tmp_path):
 
     assert done.returncode == 1
     assert f"make -C {clone} setup" in done.stderr
-
-
-def test_a_folder_without_shards_is_a_wrong_call_in_json_too(tmp_path):
-    command = [SCRIPT, "--shards", tmp_path, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert done.returncode == 2
-    assert json.loads(done.stdout)["exit_code"] == 2
-    assert "holds no shard set" in done.stderr

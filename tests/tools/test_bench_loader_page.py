@@ -15,7 +15,7 @@ from tests.tools.bench_reports import RATES, figures, report, stages, training
 
 SVG = "{http://www.w3.org/2000/svg}"
 PEERS = [
-    {"name": "alexshard, as above", "version": "", "about": "", "lacks": ""} | figures(3_900.0),
+    {"name": "alexshard, the same work", "version": "", "about": "", "lacks": ""} | figures(3_900.0),
     {"name": "webdataset", "version": "1.0", "about": "", "lacks": "no jitter"} | figures(390.0),
 ]
 
@@ -90,6 +90,14 @@ def test_a_store_that_let_the_loader_wait_is_spoken_of():
     assert "for shards" not in to_text(report())
 
 
+def test_a_machine_with_other_work_is_spoken_of_since_its_figures_are_low():
+    busy = report()
+    busy["stages"][1]["user_cores"] = 0.3
+
+    assert "threads that only decode got 0.4 of 2 cores" in to_text(busy)
+    assert "busy machine" not in to_text(report())
+
+
 def test_parts_of_a_bar_lie_side_by_side_and_add_up_to_its_whole():
     bars = bars_of(report())
     svg = ET.fromstring(picture(bars, None, "a picture"))
@@ -122,7 +130,7 @@ def test_a_sweep_and_others_have_bars_under_their_headings():
     for heading in ("Sweep of threads", "Sweep of order", "Others on the same images"):
         assert texts.count(heading) == 1
     assert texts.count("webdataset 1.0") == 1
-    assert texts.count("alexshard, as above") == 0
+    assert texts.count("alexshard, the same work") == 1
 
 
 def test_the_picture_file_stands_alone():

@@ -1,0 +1,340 @@
+"""One measurement of `tools/bench_loader`: what can be known is checked first, then everything runs in turns."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..pipeline import STAGES, Loader, Stages, Trace, crop_side, open_shard_set, write_trace
+from ..shards import AlexshardError, WrongCall, usable_cores
+from ..trainer import PRESETS, Machine, Recipe
+from .loader_figures import added, figures
+from .loader_ladder import How, rank_rows, run_ladder, run_sweep, stage_rows
+from .loader_meter import Ranks
+from .loader_rivals import Rivals
+from .loader_sweep import Setting, check_alike, parse_sweep, places_of_sets
+from .loader_training import MODES, Trainer, endless, measure_training, together_of, training_figures
+from .loader_verdict import Findings, judge
+from .terminal import Progress
+
+PROFILED = 12  # batches of a trace
+# What peers are asked for.
+SAME_WORK: dict[str, Any] = {"order": "global", "augment": "paper", "mean": "channel", "mean_crop": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The command line. None: chosen here or by the loader."""
+
+    shards: tuple[str, ...]
+    split: str
+    batch_size: int
+    device: str
+    backend: Any
+    decoder: Any
+    threads: int | None
+    prefetch: int | None
+    order: Any
+    window: int | None
+    mean: Any
+    output: Any
+    channels_last: bool
+    preset: str
+    width: float
+    repeats: int
+    seconds: float
+    demand: bool
+    sweep: tuple[str, ...]
+    against: str | None
+    cache: Path | None
+    cache_bytes: int | None
+    profile: Path | None
+
+
+class Bench:
+    """Everything checked and opened; `measure` makes the report.
+
+    Raises:
+        WrongCall: what is asked for cannot be; before anything is measured.
+    """
+
+    def __init__(self, asked: Asked, ranks: Ranks) -> None:
+        self.asked, self.ranks = asked, ranks
+        self.machine = Machine.choose(_device_of(asked.device, ranks))
+        self.machine.prepare()
+        self.recipe: Recipe = replace(PRESETS[asked.preset](), width=asked.width)
+        by_format = any(part.split("=")[0].strip() == "format" for text in asked.sweep for part in text.split(","))
+        self.sets = [
+            open_shard_set(place, cache=asked.cache, cache_bytes=asked.cache_bytes)
+            for place in places_of_sets(asked.shards, several=by_format)
+        ]
+        if len(self.sets) > 1 and not by_format:
+            raise WrongCall(
+                f"--shards is given {len(self.sets)} times",
+                why="several sets are compared by a sweep",
+                remedy="--sweep format, or one --shards",
+            )
+        if asked.against is not None and (ranks.count > 1 or asked.output not in ("float32", "uint8")):
+            why = "under torchrun" if ranks.count > 1 else f"with --output {asked.output}"
+            raise WrongCall(
+                f"--against {why} cannot be", why="peers are run by one process, and give float32 or uint8"
+            )
+        self.set = self.sets[0]
+        check_alike(self.sets, asked.split)
+        samples = self.set.manifest.splits[asked.split].samples if asked.split in self.set.manifest.splits else 0
+        self.batch_size = max(1, min(asked.batch_size, samples // ranks.count or 1))
+        self.settings = (
+            parse_sweep(
+                asked.sweep,
+                cores=usable_cores(),
+                batch_size=self.batch_size,
+                samples=max(1, samples // ranks.count),
+                formats=[each.manifest.image.encoding for each in self.sets],
+            )
+            if asked.sweep
+            else []
+        )
+
+    def open(self, setting: Setting | None = None, **options: Any) -> Loader:
+        """The loader as asked for, with a setting of the sweep or other options in place."""
+        asked, shard_set = self.asked, self.set
+        if setting is not None and setting.knob == "format":
+            shard_set = next(each for each in self.sets if each.manifest.image.encoding == setting.value)
+        threads = asked.threads
+        if threads is None and self.ranks.local_count > 1:
+            threads = max(1, usable_cores() // self.ranks.local_count)
+        given: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "order": asked.order or self.recipe.order,
+            "window": asked.window,
+            "threads": threads,
+            "prefetch": asked.prefetch,
+            "mean": asked.mean,
+            "augment": self.recipe.augment,
+            "mean_crop": self.recipe.mean_crop if asked.mean == "image" else None,
+            **(setting.options if setting is not None else {}),
+            **options,
+        }
+        if given["order"] != "windowed":
+            given["window"] = None
+        return Loader(
+            shard_set,
+            asked.split,
+            device=self.machine.device,
+            rank=self.ranks.rank,
+            world_size=self.ranks.count,
+            output=asked.output,
+            channels_last=asked.channels_last,
+            backend=asked.backend,
+            decoder=asked.decoder,
+            **given,
+        )
+
+    def measure(self) -> dict[str, Any]:
+        """All figures, ready for JSON; the same on every rank."""
+        asked, ranks = self.asked, self.ranks
+        with ExitStack() as stack:
+            rivals = self._rivals(stack)
+            loader = stack.enter_context(self.open())
+            if rivals:
+                rivals.add_ours(stack.enter_context(self.open(**SAME_WORK)))
+                rivals.add_limits()
+            for setting in self.settings:  # what cannot be opened is known now, not after minutes
+                self.open(setting).close()
+            trainer, why_not = self._trainer(loader)
+            turns = rivals.turns(asked.seconds) if rivals else {}
+            runs = len(STAGES) * (1 + len(self.settings)) + 1 + len(turns) + (len(MODES) if trainer else 0)
+            with Progress("bench", total=asked.repeats * runs, unit="runs", **_quiet(ranks)) as progress:
+
+                def on_run(what: str) -> None:
+                    progress.advance(note=what)
+
+                how = How(asked.repeats, asked.seconds, ranks, on_run)
+                own, others = run_ladder(loader, turns, how)
+                training = self._training(loader, trainer, own, on_run) if trainer else None
+                about = self._about(loader)
+                if asked.profile:
+                    self._profile(loader, trainer)
+                swept = run_sweep({each.label: partial(self.open, each) for each in self.settings}, how)
+        stages = stage_rows(own, asked.output)
+        return {
+            **about,
+            "stages": stages,
+            "replay": figures([added(everyone) for everyone in own["replay"]]),
+            "training": training,
+            "training_note": why_not,
+            "peers": [
+                {**each, **figures([mine for (mine,) in others[each["name"]]])}
+                for each in (rivals.listed if rivals else [])
+            ],
+            "peers_left_out": rivals.left_out if rivals else {},
+            "sweep": [
+                {"knob": each.knob, "value": each.value, "stages": stage_rows(swept[each.label], asked.output)}
+                for each in self.settings
+            ],
+            "ranks": rank_rows(own[STAGES[-1]]) if ranks.count > 1 else [],
+            "verdict": asdict(judge(self._findings(about, stages, training))),
+        }
+
+    def _trainer(self, loader: Loader) -> tuple[Trainer | None, str]:
+        if not self.asked.demand:
+            return None, "not measured (--no-demand)"
+        try:
+            made = Trainer(self.recipe, self.machine, num_classes=loader.num_classes, side=loader.side)
+        except AlexshardError as error:  # a set too small for the network can still be profiled
+            return None, f"not measured: {error.what}"
+        return made, ""
+
+    def _training(
+        self, loader: Loader, trainer: Trainer, own: dict[str, Any], on_run: Callable[[str], None]
+    ) -> dict[str, Any]:
+        mine = figures([everyone[self.ranks.rank] for everyone in own[STAGES[-1]]])
+        found = measure_training(
+            loader,
+            trainer,
+            repeats=self.asked.repeats,
+            # On a card launching one step overlaps with computing the one before, as it does in a run.
+            steps=10 if self.machine.device.type == "cuda" else 1,
+            burn_s=mine["cpu_us_per_image"] * self.batch_size / 1e6,
+            ranks=self.ranks,
+            on_run=on_run,
+        )
+        return training_figures(found)
+
+    def _rivals(self, stack: ExitStack) -> Rivals | None:
+        """Who runs beside us; opened first, since some fork."""
+        asked = self.asked
+        if asked.against is None:
+            return None
+        return Rivals(
+            asked.against,
+            self.set,
+            split=asked.split,
+            batch_size=self.batch_size,
+            threads=asked.threads or usable_cores(),
+            output=asked.output,
+            side=crop_side(self.set.manifest.image.side),
+            stack=stack,
+            on_open=lambda text: click.echo(f"bench: {text}", err=True),
+        )
+
+    def _profile(self, loader: Loader, trainer: Trainer | None) -> None:
+        """Some steps once more, recorded: apart from the figures, since recording costs time too."""
+        with Trace(None, process=f"rank {self.ranks.rank}" if self.ranks.count > 1 else "bench_loader") as trace:
+            batches = endless(loader)
+            for _ in range(PROFILED):
+                batch = next(batches)
+                if trainer:
+                    trainer.step(batch)
+                    trainer.synchronize()
+                del batch
+            batches.close()
+        everyone = self.ranks.gathered(trace.events())
+        if self.ranks.rank == 0 and self.asked.profile:
+            write_trace(self.asked.profile, [event for events in everyone for event in events])
+
+    def _about(self, loader: Loader) -> dict[str, Any]:
+        asked = self.asked
+        return {
+            "shard_set": self.set.shown,
+            "digest": self.set.digest,
+            "split": asked.split,
+            "samples": loader.num_samples,
+            "stored": asdict(self.set.manifest.image),
+            "side": loader.side,
+            "batch_bytes": Stages(loader).batch_bytes,
+            "settings": {
+                "batch_size": self.batch_size,
+                "device": str(self.machine.device),
+                "backend": loader.backend,
+                "decoder": loader.decoder,
+                "split_share": loader.split_share,
+                "threads": loader.threads,
+                "prefetch": loader.prefetch,
+                "order": loader.order,
+                "window": loader.window,
+                "output": asked.output,
+                "channels_last": asked.channels_last,
+                "mean": asked.mean,
+                "preset": asked.preset,
+                "width": asked.width,
+                "repeats": asked.repeats,
+                "seconds": asked.seconds,
+            },
+            "machine": {
+                **self.machine.describe(),
+                "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            },
+            "versions": versions(),
+        }
+
+    def _findings(
+        self, about: dict[str, Any], stages: list[dict[str, Any]], training: dict[str, Any] | None
+    ) -> Findings:
+        chosen = about["settings"]
+        return Findings(
+            rates={row["stage"]: row["images_per_s"]["median"] for row in stages},
+            busy={row["stage"]: row["user_cores"] + row["system_cores"] for row in stages},
+            demand=None if training is None else training["resident"]["images_per_s"]["median"],
+            together=None if training is None else together_of(training),
+            cores=usable_cores(),
+            encoding=about["stored"]["encoding"],
+            ranks=self.ranks.count,
+            remote="://" in about["shard_set"],
+            store_share=stages[-1]["store_share"],
+            **{
+                name: chosen[name]
+                for name in ("threads", "device", "backend", "decoder", "mean", "output", "order", "prefetch")
+            },
+        )
+
+
+def _device_of(asked: str, ranks: Ranks) -> str:
+    """Each rank of a machine has its own card."""
+    import torch
+
+    if ranks.count > 1 and (asked == "cuda" or (asked == "auto" and torch.cuda.is_available())):
+        return f"cuda:{ranks.local}"
+    return asked
+
+
+def _quiet(ranks: Ranks) -> dict[str, Any]:
+    """One rank tells how far they are."""
+    return {} if ranks.rank == 0 else {"stream": io.StringIO()}
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    import numpy
+    import PIL
+    import torch
+
+    def of(*names: str) -> str:
+        for name in names:
+            try:
+                return version(name)
+            except PackageNotFoundError:
+                continue
+        return "not installed"
+
+    return {
+        "alexshard": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "dali": of("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+        "simplejpeg": of("simplejpeg"),
+        # pillow-simd lies over Pillow; the module knows which it is.
+        "pillow-simd" if ".post" in PIL.__version__ else "pillow": PIL.__version__,
+        "numpy": numpy.__version__,
+    }
