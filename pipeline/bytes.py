@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,7 +66,7 @@ class StoredImages:
         except OSError as error:
             raise self._files.unreadable(sample, f"cannot be read: {error.strerror}") from error
         if got != size:
-            raise self._files.unreadable(sample, f"ends at byte {offset + got:,}")
+            raise self._files.unreadable(sample, f"ends at byte {os.fstat(opened.fd).st_size:,}")
         packed = int(index.crc32[sample])
         if found != packed:
             raise self.undecodable(

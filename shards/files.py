@@ -100,7 +100,7 @@ class ShardFiles:
         except OSError as error:
             raise self.unreadable(position, f"cannot be read: {error.strerror}") from error
         if len(data) != size:
-            raise self.unreadable(position, f"ends at byte {offset + len(data):,}")
+            raise self.unreadable(position, f"ends at byte {os.fstat(opened.fd).st_size:,}")
         return data
 
     def unreadable(self, position: int, what: str) -> AlexshardError:

@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from .. import __version__
-from ..shards import QUARANTINE_NAME, CorruptShardSet, ShardFiles, ShardSet, appearing_whole, byte_size
+from ..shards import (
+    QUARANTINE_NAME,
+    CorruptShardSet,
+    ShardFiles,
+    ShardSet,
+    appearing_whole,
+    byte_size,
+    open_regular,
+)
 from .info import image_words, plain, report, statistics_words
 from .info_html import Html, document, element, joined, table
 from .show import check_out, decoded, first_word
@@ -268,7 +276,8 @@ def _jpeg(picture: Image.Image, quality: int) -> str:
 def _quarantine(shard_set: ShardSet) -> Html:
     path = shard_set.path / QUARANTINE_NAME
     try:
-        refusals = [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+        with open_regular(path) as file:
+            refusals = [json.loads(line) for line in file.read().decode("ascii").splitlines()]
         rows = [tuple(refusal[name] for name in ("name", "reason", "split", "source")) for refusal in refusals]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptShardSet(
