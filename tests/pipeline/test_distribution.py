@@ -1,7 +1,7 @@
 """Draws have the distributions of fidelity.md §3, jointly, and none depends on another, or on its neighbours.
 
-Seeds are fixed, so a result is always the same. Bounds are quantiles of the statistic, passed by a fair generator all
-but once in a million times; on both sides, since too even is not random either.
+Seeds are fixed, so a result is always the same. Bounds are quantiles of the statistic that a fair generator passes
+but for once in a million times; on both sides, since too even is not random either.
 """
 
 from __future__ import annotations

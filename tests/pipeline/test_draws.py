@@ -1,4 +1,4 @@
-"""Draws are a function of seed, epoch and position, as fidelity.md §3 has them; distributions: test_distribution.py."""
+"""Draws are a function of seed, epoch and position, as in fidelity.md §3; distributions: test_distribution.py."""
 
 from __future__ import annotations
 
