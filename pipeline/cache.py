@@ -260,8 +260,8 @@ class Cache:
 
     def _that_may_go(self, items: list[Item], others: set[str], ours: list[str], now: bool) -> Iterator[int]:
         """Removes one after another, and says how many bytes each had."""
-        later = {name: place for place, name in enumerate(ours)} if now else {}
-        kept = others if now else others | set(ours)
+        later = {name: place for place, name in enumerate(ours) if self.holds(name)} if now else {}
+        kept = (others | set(ours)) - (later.keys() - others)
 
         def turn(item: Item) -> tuple[int, int]:
             place = later.get(item.path.stem)

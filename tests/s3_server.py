@@ -19,10 +19,14 @@ of them, meets `times` and is spent; among those not spent the first that was ad
     Cut(after)          the server does its work, the client gets that many bytes of the body and then the end;
                         where the body is empty, as after an upload, it gets nothing at all
     Spoil()             passes on what is sent with its last byte changed
+    SpoilAnswer()       passes on the answer's body with its last byte changed
     Unheard(header)     passes on what is sent without that header, as a server that does not know it
     Slow(seconds)       answers so much later
     Hold()              answers when `release()` is called; `reached` is set when the request is there, so that a
                         test can kill a process at a chosen upload without a clock
+
+`proxy.away()` closes every connection without an answer until `proxy.back()`; `proxy.narrow(bytes_per_s, delay_s)`
+makes all answers share a line of that width, each beginning so much later.
 
 The wait of Slow and Hold comes before the server hears of the request, and the server never does if the client is
 gone by then: who is killed or loses patience meanwhile has not uploaded anything.
@@ -39,7 +43,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,6 +75,7 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()  # until the tests end, however they end
 """
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
+_PIECE = 16 << 10  # of an answer on a narrow line
 _buckets = itertools.count()
 
 
@@ -114,6 +120,11 @@ class Spoil(Fault):
 
 
 @dataclass(slots=True)
+class SpoilAnswer(Fault):
+    pass
+
+
+@dataclass(slots=True)
 class Unheard(Fault):
     header: str
 
@@ -153,6 +164,9 @@ class FaultProxy:
         self._faults: list[Fault] = []
         self._seen: list[Seen] = []
         self.closed = threading.Event()
+        self.is_away = False
+        self._line: tuple[float, float] | None = None  # bytes a second, seconds before an answer
+        self._free_at = 0.0  # when the line has sent what it was given
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._http.daemon_threads = True
         self.port: int = self._http.server_address[1]
@@ -174,6 +188,30 @@ class FaultProxy:
         for fault in faults:
             if isinstance(fault, Hold):
                 fault.release()
+
+    def away(self) -> None:
+        self.is_away = True
+
+    def back(self) -> None:
+        self.is_away = False
+
+    def narrow(self, bytes_per_s: float, delay_s: float = 0.0) -> None:
+        self._line = bytes_per_s, delay_s
+
+    def send(self, data: bytes, write: Callable[[bytes], object]) -> None:
+        """Write an answer's body, as fast as the line is wide."""
+        if self._line is None:
+            write(data)
+            return
+        width, delay = self._line
+        self.closed.wait(delay)
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            with self._lock:
+                self._free_at = max(self._free_at, time.monotonic()) + len(piece) / width
+                wait = self._free_at - time.monotonic()
+            self.closed.wait(wait)
+            write(piece)
 
     def spent(self) -> bool:
         """Whether every fault has met all the requests that it should."""
@@ -222,6 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
                 span = self.headers.get("Range", "")
                 self.proxy.saw(Seen(self.command, path, status, received, sent, span))
 
+        if self.proxy.is_away:
+            self.close_connection = True
+            tell(0, 0)
+            return
         fault = self.proxy.fault(self.command, path)
         size = int(self.headers.get("Content-Length", 0))
         try:
@@ -246,6 +288,8 @@ class _Handler(BaseHTTPRequestHandler):
                 status, headers, answer = fault.status, {"Content-Type": "application/xml"}, _error(fault.status)
             else:
                 status, headers, answer = self._ask(body)
+            if isinstance(fault, SpoilAnswer) and answer:
+                answer = answer[:-1] + bytes([answer[-1] ^ 1])
             cut = isinstance(fault, Cut)
             if cut:
                 self.close_connection = True
@@ -260,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
             # Before it is sent, so that a client that has its answer finds itself in `seen`.
             tell(0 if cut else status, len(answer))
             self.end_headers()
-            self.wfile.write(answer)
+            self.proxy.send(answer, self.wfile.write)
             self.wfile.flush()
         except OSError:
             self.close_connection = True
