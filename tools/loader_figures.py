@@ -27,7 +27,7 @@ class Rate:
 class Run:
     """One run: images by the clock, the CPU time of the whole process, memory while it ran."""
 
-    images: int
+    images: float  # of several ranks: what they would have given in the longest of their times
     seconds: float
     user_s: float
     system_s: float
@@ -51,7 +51,7 @@ def added(runs: Sequence[Run]) -> Run:
         return seconds * sum(float(getattr(run, name)) / run.seconds for run in runs)
 
     return Run(
-        images=round(rate * seconds),
+        images=rate * seconds,
         seconds=seconds,
         user_s=total("user_s"),
         system_s=total("system_s"),
