@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_ALIGNMENT = 64  # bytes: a line of the cache, and the widest vector
+from . import kernels
 
 
 class BufferRing:
@@ -28,12 +28,10 @@ class BufferRing:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         memory = None
         while memory is None and self._free:
-            candidate = self._free.popleft()
+            candidate = self._free.pop()  # the one used last: it may still lie in a cache
             memory = candidate if len(candidate) >= size else None
         if memory is None:
-            whole = np.empty(size + _ALIGNMENT, np.uint8)
-            start = -whole.ctypes.data % _ALIGNMENT
-            memory = whole[start : start + size].data
+            memory = kernels.batch_memory(size).data
         # NumPy lets a view refer to the array that owns the memory and forgets those between; over a memoryview
         # this array is the last in the chain, so it lives as long as any view of it.
         array = np.frombuffer(memory, np.uint8, count=size)

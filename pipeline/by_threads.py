@@ -17,12 +17,11 @@ from . import kernels
 from .augment import Places
 from .buffers import BufferRing
 from .crew import Crew, Task
-from .decode import Scratch, pixels_of
+from .decode import Scratch, piece_size, pixels_of
 from .making import Made, Plan, Work, on_device
 from .trace import span
 from .treatment import Treated
 
-_PIECE = 8  # images: 1 to 2 ms of work, so that threads end a batch together and handing out costs little
 _AHEAD = 64  # images that wait for a thread at least, as whole batches
 
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "uint8": np.uint8}
@@ -49,7 +48,7 @@ class ThreadMaker:
         out = self._buffers.take((count, *self.plan.shape), _NUMPY[self.plan.output])
         samples, places = work.samples.tolist(), self._places(work.treated)
         add, scale = self.plan.add(work.treated), 1.0 / work.treated.divisor
-        size = max(1, min(_PIECE, -(-count // len(self._crew))))
+        size = piece_size(count, len(self._crew))
         pieces = []
         for first in range(0, count, size):
             part = slice(first, first + size)

@@ -8,6 +8,7 @@ raw     the pixels as they lie in the shards, likewise   nobody
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -15,12 +16,13 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from . import kernels
 from .buffers import BufferRing
 from .bytes import StoredImages
 from .crew import Crew, Task
 from .trace import span
 
-_PIECE = 8  # images: 1 to 2 ms of decoding, so that threads end a batch together and handing out costs little
+_PIECE = 16  # images: pieces of 8 to 32 take the same time within 2 %, single images a twelfth more
 
 Images = NDArray[np.uint8] | list[NDArray[np.uint8]]  # (N, side, side, 3), or N arrays
 
@@ -29,8 +31,9 @@ class Scratch:
     """What each thread keeps: room for one stored file and for the pixels in it."""
 
     def __init__(self, stored: StoredImages) -> None:
+        shape = (stored.side, stored.side, 3)
         self.file = np.empty(stored.largest, np.uint8)
-        self.pixels = np.empty((stored.side, stored.side, 3), np.uint8)
+        self.pixels = kernels.scratch_memory(math.prod(shape)).reshape(shape)
 
 
 def pixels_of(stored: StoredImages, sample: int, encoded: bool, scratch: Scratch) -> NDArray[np.uint8]:
@@ -60,6 +63,11 @@ def decode_into(stored: StoredImages, sample: int, pixels: NDArray[np.uint8], sc
         raise stored.undecodable(sample, str(error)) from None
     if decoded.shape != pixels.shape:
         raise stored.undecodable(sample, f"it has {decoded.shape[1]}x{decoded.shape[0]} pixels")
+
+
+def piece_size(images: int, threads: int) -> int:
+    """Images that a thread takes at a time: few enough that the threads end a batch together."""
+    return max(1, min(_PIECE, images // (2 * threads)))
 
 
 class Loading:
@@ -106,7 +114,7 @@ class ImageSource:
         return Loading(self._pieces(numbers, files, partial(self._read, images)), lambda: images)
 
     def _pieces(self, numbers: list[int], rows: NDArray[np.uint8], do: Callable[..., None]) -> Task[Scratch]:
-        size = max(1, min(_PIECE, -(-len(numbers) // len(self._crew))))
+        size = piece_size(len(numbers), len(self._crew))
         return self._crew.begin(
             [
                 partial(do, first, numbers[first : first + size], rows[first : first + size])

@@ -31,6 +31,7 @@ from .errors import StaleIteration
 from .machine import default_prefetch, default_threads, free_on
 from .making import Plan, Work
 from .order import EpochOrder, Sharing, default_window, epoch_order
+from .remote import open_shard_set
 from .state import identity_of, position_of
 from .times import Clock, Times
 from .trace import span
@@ -54,7 +55,8 @@ class Loader:
     of seed, epoch and position: the same on any number of ranks, and at once after `load_state_dict`.
 
     Args:
-        shards: a shard set, its folder, or a folder that holds exactly one.
+        shards: a shard set, its folder, a folder that holds exactly one, or an address (s3://…; remote.py says how
+            much of it is kept here).
         split: "train", "val" or "test".
         batch_size: samples of one rank in a batch.
         device: where batches are wanted: "cpu", "cuda", "cuda:1".
@@ -152,7 +154,7 @@ class Loader:
         )
         self._process = os.getpid()
         self._owns_set = not isinstance(shards, ShardSet)
-        self.shard_set = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
+        self.shard_set = shards if isinstance(shards, ShardSet) else open_shard_set(shards)
         self.split = split
         self.seed, self.epoch = seed, epoch
         self._index = self.shard_set.index(split)
