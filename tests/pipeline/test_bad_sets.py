@@ -328,7 +328,8 @@ with Loader(folder, batch_size=2, prefetch=1) as loader:
                         if harm == "cut":
                             os.truncate(path, 3000)
                         else:
-                            path.write_bytes(bytes(path.stat().st_size))
+                            with path.open("r+b") as file:
+                                file.write(bytes(path.stat().st_size))
         except AlexshardError as error:
             print(error)
             sys.exit(error.exit_code)
