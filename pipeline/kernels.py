@@ -8,6 +8,7 @@ legend  stored images are (H, W, 3), crops (S, S, 3) or, as planes, (3, S, S); p
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from typing import Any
@@ -53,6 +54,8 @@ def read(fd: int, offset: int, into: NDArray[np.uint8]) -> tuple[int, int]:
     Raises:
         OSError: they cannot be read.
     """
+    if offset < 0:  # which preadv would take for the place reached so far
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     size = 0
     while size < len(into):
         got = os.preadv(fd, [into.data[size:]], offset + size)
@@ -73,7 +76,7 @@ def cut(pixels: NDArray[np.uint8], out: NDArray[np.uint8], *, y: int, x: int, mi
     Raises:
         ValueError: the crop is not inside, the arrays are of other kinds, not in one piece, or overlap.
     """
-    _check("cut", pixels, out, out.shape[:2], y, x)
+    _check("cut", out, (np.uint8,), out.shape[2:], [(pixels, np.uint8, 3)], [(pixels, y, x)])
     out[...] = _crop(pixels, out.shape[:2], y, x, mirror)
 
 
@@ -101,16 +104,20 @@ def finish(
     Raises:
         ValueError: a crop is not inside, the arrays are of other kinds, not in one piece, or overlap.
     """
-    size = out.shape[:2] if channels_last else out.shape[1:]
-    _check("finish", pixels, out, size, y, x)
+    size, channels = (out.shape[:2], out.shape[2:]) if channels_last else (out.shape[1:], out.shape[:1])
+    arrays: list[tuple[NDArray[Any], type, int]] = [(pixels, np.uint8, 3), (add, np.float32, 1)]
+    crops: list[tuple[NDArray[Any], int, int]] = [(pixels, y, x)]
+    if mean is not None:
+        arrays.append((mean, np.float32, 3))
+        crops.append((mean.transpose(1, 2, 0), mean_y, mean_x))
+    _check("finish", out, (np.float32, np.float16, np.uint16), channels, arrays, crops, size)
     values = _crop(pixels, size, y, x, mirror).astype(np.float32)
     if mean is not None:
-        planes = mean.transpose(1, 2, 0)
-        _check("finish", planes, out, size, mean_y, mean_x)
-        values -= _crop(planes, size, mean_y, mean_x, mean_mirror)
+        values -= _crop(crops[1][0], size, mean_y, mean_x, mean_mirror)
     values = (values + add) * np.float32(scale)
     rounded = _bfloat16(values) if out.dtype == np.uint16 else values
-    out[...] = rounded if channels_last else rounded.transpose(2, 0, 1)
+    with np.errstate(over="ignore"):  # beyond 65,504 a float16 is infinite
+        out[...] = rounded if channels_last else rounded.transpose(2, 0, 1)
 
 
 def _crop(image: NDArray[Any], size: tuple[int, ...], y: int, x: int, mirror: bool) -> NDArray[Any]:
@@ -118,9 +125,24 @@ def _crop(image: NDArray[Any], size: tuple[int, ...], y: int, x: int, mirror: bo
     return crop[:, ::-1] if mirror else crop
 
 
-def _check(name: str, image: NDArray[Any], out: NDArray[Any], size: tuple[int, ...], y: int, x: int) -> None:
-    inside = 0 <= y <= image.shape[0] - size[0] and 0 <= x <= image.shape[1] - size[1]
-    if not inside or image.shape[2] != 3 or out.ndim != 3 or 3 not in out.shape or np.may_share_memory(image, out):
+def _check(
+    name: str,
+    out: NDArray[Any],
+    kinds: tuple[type, ...],
+    channels: tuple[int, ...],
+    arrays: list[tuple[NDArray[Any], type, int]],
+    crops: list[tuple[NDArray[Any], int, int]],
+    size: tuple[int, ...] | None = None,
+) -> None:
+    """Refuse what the compiled form refuses; arrays: each with type and number of axes; crops: with (y, x)."""
+    height, width = size or out.shape[:2]
+    whole = out.flags.c_contiguous and out.dtype in kinds and channels == (3,)
+    for array, kind, axes in arrays:
+        whole &= array.dtype == kind and array.ndim == axes and array.flags.c_contiguous and 3 in array.shape
+        whole &= not np.may_share_memory(array, out)
+    for image, y, x in crops:
+        whole &= 0 <= y <= image.shape[0] - height and 0 <= x <= image.shape[1] - width and image.shape[2] == 3
+    if not whole:
         raise ValueError(f"{name}: sizes and places do not fit together, or the arrays overlap")
 
 
