@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .cache_files import (
     FULL,
@@ -76,6 +77,9 @@ class Cache:
             free = shutil.disk_usage(self.folder).free
         self.most_bytes = (free + held) // 2 if most_bytes is None else most_bytes
         _caches.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cache, (self.folder, self.most_bytes)
 
     # Shards ----------------------------------------------------------------------------------------------------
 

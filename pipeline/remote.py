@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,16 +122,39 @@ def open_shard_set(
         raise _bad(files.shown, f"the manifest is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except BadManifest as error:
         raise _bad(files.shown, error.what, error.why, error.remedy) from None
-    ours = os.getpid()
-
-    def connect() -> RemoteFiles:
-        return RemoteFiles(text, pauses=pauses)
-
+    connect = _Connect(text, pauses)
     shelf = RemoteShelf(files.shown, manifest.digest, connect, store)
-    small = _SmallFiles(manifest, store, lambda: files if os.getpid() == ours else connect())
+    small = _SmallFiles(manifest, store, connect, files)
     small.bring_first(data)
     store.remember(local_name(text), manifest.digest)
     return RemoteShardSet(small.folder, manifest, shelf, small)
+
+
+@dataclass(frozen=True, slots=True)
+class _Connect:
+    """Opens the store of an address."""
+
+    address: str
+    pauses: tuple[float, ...]
+
+    def __call__(self) -> RemoteFiles:
+        return RemoteFiles(self.address, pauses=self.pauses)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refuse:
+    """Says that the store of an address is not to be asked."""
+
+    shown: str
+    folder: Path
+
+    def __call__(self) -> RemoteFiles:
+        raise AlexshardError(
+            f"something of {self.shown} is not in the cache",
+            where=str(self.folder),
+            why=f"{OFFLINE} says that stores are not asked",
+            remedy=f"open the set without {OFFLINE}, and let an epoch run, in a cache that may hold all of it",
+        )
 
 
 def _offline(address: str, store: Cache) -> ShardSet:
@@ -143,16 +167,7 @@ def _offline(address: str, store: Cache) -> ShardSet:
             why=f"{OFFLINE} says that stores are not asked",
             remedy=f"open it once without {OFFLINE}, or give the cache that it is in (--cache DIR)",
         )
-
-    def refuse() -> RemoteFiles:
-        raise AlexshardError(
-            f"something of {shown} is not in the cache",
-            where=str(store.folder),
-            why=f"{OFFLINE} says that stores are not asked",
-            remedy=f"open the set without {OFFLINE}, and let an epoch run, in a cache that may hold all of it",
-        )
-
-    manifest = Manifest.load(store.set_folder(digest))
+    manifest, refuse = Manifest.load(store.set_folder(digest)), _Refuse(shown, store.folder)
     small = _SmallFiles(manifest, store, refuse)
     return RemoteShardSet(small.folder, manifest, RemoteShelf(shown, digest, refuse, store), small)
 
@@ -169,9 +184,24 @@ def _bad(shown: str, what: str, why: str = "", remedy: str = "") -> BadManifest:
 class _SmallFiles:
     """Manifest, samples.tsv, mean image and indexes of a set, in a folder of the cache named by its digest."""
 
-    def __init__(self, manifest: Manifest, cache: Cache, connect: Callable[[], RemoteFiles]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        cache: Cache,
+        connect: Callable[[], RemoteFiles],
+        files: RemoteFiles | None = None,
+    ) -> None:
         self.folder = cache.set_folder(manifest.digest)
         self._manifest, self._cache, self._connect = manifest, cache, connect
+        self._files, self._pid = files, os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _SmallFiles, (self._manifest, self._cache, self._connect)
+
+    def _connected(self) -> RemoteFiles:
+        if self._files is None or self._pid != os.getpid():
+            self._files, self._pid = self._connect(), os.getpid()
+        return self._files
 
     def bring_first(self, manifest: bytes) -> None:
         """What is needed of any split."""
@@ -193,7 +223,7 @@ class _SmallFiles:
             wanted = [name for name in names if anew or not (self.folder / name).is_file()]
             if not wanted:
                 return
-            files = self._connect()
+            files = self._connected()
             for name in [name for name in wanted if name == SUMS_NAME]:
                 self._write(name, self._proved(files, name, files.read(name), self._manifest.sums_sha256))
             promised = promised_digests(self.folder, self._manifest)

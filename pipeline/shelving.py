@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from ..shards import MANIFEST_NAME, AlexshardError, CorruptShardSet, Manifest, ShardEntry, WrongCall, byte_size
 from .arrivals import Arrivals, Tally
@@ -24,7 +25,9 @@ from .trace import span
 SHARDS_AT_ONCE = 4  # in the background
 ATTEMPTS = 3  # at a shard that comes with other bytes
 _LOOK_S = 0.1  # how often it is asked whether another process is done, or room was made
-_NO_ROOM_S = 300.0  # until whoever waits for the room of other processes is told
+# Until whoever waits for room is told: threads of this process soon let go of what they read, and are told so that
+# they let go of what they keep open; other processes may be slow.
+_OUR_ROOM_S, _OTHERS_ROOM_S = 5.0, 300.0
 
 
 class _Flight:
@@ -61,7 +64,7 @@ class _Fetching:
 
     def open(self, shard: ShardEntry) -> int:
         """Wait for a shard, or fetch it now."""
-        deadline = time.monotonic() + _NO_ROOM_S
+        began = time.monotonic()
         while True:
             fd = self._cache.open(shard.sha256, shard.bytes)
             if fd is not None:
@@ -72,7 +75,7 @@ class _Fetching:
             try:
                 fd = self._fetch(shard, flight, now=True)
             except NoRoom as error:
-                if not error.others or time.monotonic() > deadline:
+                if time.monotonic() > began + (_OTHERS_ROOM_S if error.others else _OUR_ROOM_S):
                     raise
             if fd is not None:
                 return fd
@@ -231,9 +234,9 @@ class RemoteShelf:
         weakref.finalize(self, _end, self._now, cache)
         _shelves.add(self)
 
-    @property
-    def cache(self) -> Cache:
-        return self._cache
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process goes on by itself, with the same cache."""
+        return RemoteShelf, (self.shown, self._digest, self._connect, self._cache)
 
     @property
     def stalled_s(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -192,7 +193,7 @@ def test_a_cache_of_two_windows_is_enough_and_is_never_exceeded(s3, tmp_path, mo
             ({"order": "windowed", "window": 3}, "3 shards"),
         ]:
             with pytest.raises(WrongCall, match=f"the cache may hold .*{said}") as told:
-                Loader(shard_set, **order)
+                Loader(shard_set, batch_size=4, **order)
             assert "--order windowed --window 1" in str(told.value)
             assert "--cache-size" in str(told.value)
 
@@ -527,3 +528,16 @@ def test_sizes_are_read_as_people_write_them(text, number):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(WrongCall, match="is no size"):
         parse_bytes(text)
+
+
+def test_a_set_can_be_sent_to_another_process_without_asking_again(far):
+    with opened(far) as shard_set:
+        shard_set.index("train")
+        before = len(far.s3.proxy.seen())
+        copy = pickle.loads(pickle.dumps(shard_set))
+
+        assert (copy.digest, copy.shown, copy.path) == (shard_set.digest, shard_set.shown, shard_set.path)
+        assert copy.index("train").keys == shard_set.index("train").keys
+        assert len(far.s3.proxy.seen()) == before
+        assert batches_of(copy, order="stored") == batches_of(far.here, order="stored")
+        copy.shelf.close()
