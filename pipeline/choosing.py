@@ -53,7 +53,7 @@ def backend_for(device: torch.device, decoder: str | None) -> str:
             "there is nothing to make batches with: the C kernels were not compiled, and DALI is not installed",
             why="one of the two decodes and finishes the images",
             remedy="install a C compiler and alexshard again, or pip install '.[cuda13]' in its clone; "
-            'backend="reference" (--backend reference) needs neither, and is slow',
+            "backend='reference' (--backend reference) needs neither, and is slow",
         ) from None
     return "dali"
 

@@ -72,9 +72,10 @@ def dali() -> Any:
         import nvidia.dali.types
     except ImportError as error:
         raise NoDali(
-            f"the loader needs NVIDIA DALI, which cannot be imported: {error}",
+            f"backend='dali' needs NVIDIA DALI, which cannot be imported: {error}",
             why="decoding on the card, cropping, mirroring and subtracting the mean are one DALI graph",
-            remedy="pip install '.[cuda13]' (or cuda12) in the clone of alexshard; its CPU operators need no card",
+            remedy="pip install '.[cuda13]' (or cuda12) in the clone of alexshard; it needs no card; "
+            "backend='threads' needs the C kernels instead, and backend='reference' (slow) neither",
         ) from None
     return nvidia.dali
 

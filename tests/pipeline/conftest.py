@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from alexshard.shards import (
     ClassEntry,
     ImageFormat,
     Sample,
     SampleRow,
     ShardName,
+    ShardSet,
     ShardWriter,
     Split,
     SplitEntry,
@@ -114,3 +119,34 @@ def raw_set(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 @pytest.fixture(scope="session")
 def jpeg_set(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     return make_pictures(tmp_path_factory.mktemp("pipeline") / "jpeg", "jpeg")
+
+
+@pytest.fixture(scope="session")
+def digest() -> Callable[[torch.Tensor], str]:
+    """`digest(tensor)` of its bytes."""
+
+    def of(tensor: torch.Tensor) -> str:
+        return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def spoiled() -> Callable[..., str]:
+    """`spoiled(pictures, folder, sample=, at=, by=)`: a set with other bytes in an image of train.
+
+    A folder that is there already is spoiled further. Returns the key of the sample.
+    """
+
+    def spoil(pictures: Pictures, folder: Path, *, sample: int, at: int, by: bytes) -> str:
+        if not folder.exists():
+            shutil.copytree(pictures.path, folder)
+        index = ShardSet.open(folder).index("train")
+        shard = folder / index.shards[index.shard[sample]].name
+        data = bytearray(shard.read_bytes())
+        start = int(index.offset[sample]) + at
+        data[start : start + len(by)] = by
+        shard.write_bytes(data)
+        return index.keys[sample]
+
+    return spoil

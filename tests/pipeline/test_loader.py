@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections import Counter
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from alexshard.pipeline import (
     GraphFailed,
     Loader,
-    NoDali,
     OtherState,
     StaleIteration,
     UndecodableSample,
@@ -295,13 +293,6 @@ def test_a_device_that_is_not_there_is_refused(raw_set, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(WrongCall, match="torch sees no CUDA device"):
         Loader(raw_set.path, device="cuda:3")
-
-
-def test_without_dali_the_error_names_the_extra(raw_set, monkeypatch):
-    graph.dali.cache_clear()
-    monkeypatch.setitem(sys.modules, "nvidia.dali.fn", None)
-    with pytest.raises(NoDali, match=r"pip install '\.\[cuda13\]' .* in the clone of alexshard"):
-        Loader(raw_set.path, batch_size=10, backend="dali")
 
 
 def spoiled(pictures, folder, *, at, by):
