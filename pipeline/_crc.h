@@ -49,7 +49,8 @@ PCLMUL static inline __m128i folded(__m128i bytes, __m128i by, __m128i there)
 PCLMUL static inline __m128i sixteen(const uint8_t *bytes) { return _mm_loadu_si128((const __m128i *)bytes); }
 
 /* Source: Gopal et al., Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction, Intel 2009, with its
-   constants for this polynomial. What is left of the folding is sixteen bytes, for the tables. `size` is at least 64. */
+   constants for this polynomial, which are the reflected x^(8n+32) and x^(8n-32) for n bytes. What is left of the
+   folding is sixteen bytes, for the tables. `size` is at least 64. */
 PCLMUL static uint32_t crc_pclmul(uint32_t crc, const uint8_t *bytes, size_t size)
 {
     const __m128i by_64 = _mm_set_epi64x(0x1C6E41596, 0x154442BD4), by_16 = _mm_set_epi64x(0x0CCAA009E, 0x1751997D0);
@@ -68,11 +69,36 @@ PCLMUL static uint32_t crc_pclmul(uint32_t crc, const uint8_t *bytes, size_t siz
     _mm_storeu_si128((__m128i *)left, a);
     return crc_portable(crc_portable(0, left, 16), bytes, size);
 }
+
+/* The same for a multiple of 128 bytes: four registers of two sixteens. Twice as fast, a tenth of reading raw images. */
+VPCLMUL static uint32_t crc_vpclmul(uint32_t crc, const uint8_t *bytes, size_t size)
+{
+    const __m256i by_128 = _mm256_broadcastsi128_si256(_mm_set_epi64x(0x14A7FE880, 0x1E88EF372));
+    __m256i all[4];
+    for (int k = 0; k < 4; k++)
+        all[k] = _mm256_loadu_si256((const __m256i *)(bytes + 32 * k));
+    all[0] = _mm256_xor_si256(all[0], _mm256_setr_epi32((int)crc, 0, 0, 0, 0, 0, 0, 0));
+    for (const uint8_t *there = bytes + 128; there < bytes + size; there += 128)
+        for (int k = 0; k < 4; k++) {
+            const __m256i moved = _mm256_xor_si256(_mm256_clmulepi64_epi128(all[k], by_128, 0x00),
+                                                   _mm256_clmulepi64_epi128(all[k], by_128, 0x11));
+            all[k] = _mm256_xor_si256(moved, _mm256_loadu_si256((const __m256i *)(there + 32 * k)));
+        }
+    uint8_t left[128];
+    for (int k = 0; k < 4; k++)
+        _mm256_storeu_si256((__m256i *)(left + 32 * k), all[k]);
+    return crc_pclmul(0, left, 128);
+}
 #endif
 
 static uint32_t crc_more(uint32_t crc, const uint8_t *bytes, size_t size)
 {
 #if X86
+    if (has_vpclmul && size >= 128) {
+        const size_t whole = size / 128 * 128;
+        crc = crc_vpclmul(crc, bytes, whole);
+        bytes += whole, size -= whole;
+    }
     if (has_pclmul && size >= 64)
         return crc_pclmul(crc, bytes, size);
 #endif

@@ -17,8 +17,9 @@
 #include <immintrin.h>
 #define X86 1
 #define PCLMUL __attribute__((target("pclmul,sse2")))
+#define VPCLMUL __attribute__((target("avx2,pclmul,vpclmulqdq")))
 #define AVX2 __attribute__((target("avx2,f16c")))
-static int has_pclmul, has_avx2; /* what this processor has; set when the module is loaded */
+static int has_pclmul, has_vpclmul, has_avx2; /* what this processor has; set when the module is loaded */
 #else
 #define X86 0
 #endif
@@ -207,6 +208,7 @@ static int prepare(PyObject *module)
     unsigned int a, b, c = 0, d;
     const int known = __get_cpuid(1, &a, &b, &c, &d);
     has_pclmul = __builtin_cpu_supports("pclmul");
+    has_vpclmul = has_pclmul && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq");
     has_avx2 = __builtin_cpu_supports("avx2") && known && (c & bit_F16C);
 #endif
     return 0;
