@@ -22,7 +22,7 @@ from .cache_files import NoRoom
 from .fetching import RemoteFiles, Stopped
 from .trace import span
 
-SHARDS_AT_ONCE = 4  # in the background
+SHARDS_AT_ONCE = 2  # in the background; more of them only make the first one late
 ATTEMPTS = 3  # at a shard that comes with other bytes
 _LOOK_S = 0.1  # how often it is asked whether another process is done, or room was made
 # Until whoever waits for room is told: threads of this process soon let go of what they read, and are told so that

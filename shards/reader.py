@@ -209,8 +209,9 @@ def find_shard_set(path: Path) -> Path:
         if not path.exists() and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]+(?=:/)", str(path))):
             raise NoShardSet(
                 f"{scheme[0]}://{str(path).partition(':/')[2].rpartition('@')[2].lstrip('/')} lies in a store",
-                why="shard sets are read from folders of this machine",
-                remedy="copy it here first, with any tool: the objects below the prefix are the files of the set",
+                why="this reads folders of this machine",
+                remedy="alextrain run --shards URL, alexshard info URL and open_shard_set(URL) read it there; else "
+                "copy it here first, with any tool: the objects below the prefix are the files of the set",
             )
         what = "is no folder" if path.exists() else "does not exist"
         raise NoShardSet(

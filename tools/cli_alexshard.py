@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import __version__
-from ..shards import ImageFormat, ShardSet, WrongCall
+from ..shards import ImageFormat, ShardSet, WrongCall, is_address
 from . import info as info_report
 from .report import json_on_failure, print_json
 from .swatches import colours_shown
@@ -229,7 +229,7 @@ def _cluster(scheduler: str | None, hung_after: float) -> Iterator[Cluster | Non
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("where", metavar="DIR|URL")
 @click.option("--classes", "all_classes", is_flag=True, help="List every class.")
 @click.option(
     "--html",
@@ -241,18 +241,31 @@ def _cluster(scheduler: str | None, hung_after: float) -> Iterator[Cluster | Non
     help="Write a page with pictures instead, in one file.  [without FILE, at the end of the line: info.html]",
 )
 @AS_JSON
-def info(folder: Path, all_classes: bool, page: Path | None, as_json: bool) -> None:
-    """Tell what the shard set in DIR holds and how it was built."""
+def info(where: str, all_classes: bool, page: Path | None, as_json: bool) -> None:
+    """Tell what the shard set in DIR holds and how it was built.
+
+    Of one in a store, as s3://BUCKET/PREFIX, only the small files are fetched.
+    """
     if page is not None:
+        if is_address(where):
+            raise WrongCall(
+                "--html shows pictures, and the set lies in a store",
+                remedy="leave it out, or copy the set here first",
+            )
         if all_classes or as_json:
             raise WrongCall("--html lists every class, and is a page", remedy="leave out --classes and --json")
         from .info_page import write_page
 
-        write_page(ShardSet.open(folder), page)
+        write_page(ShardSet.open(where), page)
         click.echo(page)
         return
     with json_on_failure(as_json):
-        shard_set = ShardSet.open(folder)
+        if is_address(where):
+            from ..pipeline import open_shard_set
+
+            shard_set = open_shard_set(where)
+        else:
+            shard_set = ShardSet.open(where)
         about = info_report.report(shard_set)
     if as_json:
         print_json(about)

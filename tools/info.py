@@ -34,7 +34,7 @@ def report(shard_set: ShardSet) -> dict[str, Any]:
     }
     counts = count_labels(shard_set.path / SAMPLES_NAME, manifest.num_classes)
     return {
-        "path": str(shard_set.path),
+        "path": shard_set.shown,
         "digest": shard_set.digest,
         "samples": sum(split["samples"] for split in splits.values()),
         "bytes": sum(split["bytes"] for split in splits.values()),
@@ -78,7 +78,7 @@ def text(shard_set: ShardSet, *, all_classes: bool = False, colours: int = 0) ->
     parts = [
         facts(
             {
-                "shard set": shard_set.path,
+                "shard set": shard_set.shown,
                 "digest": shard_set.digest,
                 "images": image_words(manifest.image),
                 "samples": about["samples"],

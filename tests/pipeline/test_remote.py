@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -21,6 +22,7 @@ from alexshard.pipeline import Loader, fetching, open_shard_set, parse_bytes
 from alexshard.pipeline.fetching import Stopped
 from alexshard.shards import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, ShardSet, WrongCall
 
+from tests.conftest import alexshard
 from tests.pipeline.conftest import make_pictures
 from tests.pipeline.far import QUICK, Far, read, upload
 from tests.s3_server import S3, Cut, Hold, Slow, SpoilAnswer, Status
@@ -541,3 +543,19 @@ def test_a_set_can_be_sent_to_another_process_without_asking_again(far):
         assert len(far.s3.proxy.seen()) == before
         assert batches_of(copy, order="stored") == batches_of(far.here, order="stored")
         copy.shelf.close()
+
+
+def test_info_of_an_address_tells_what_info_of_the_folder_does_without_fetching_a_shard(far, tmp_path):
+    told = [
+        subprocess.run(
+            alexshard("info", where, "--json"),
+            env={**os.environ, **far.s3.environment, "XDG_CACHE_HOME": str(tmp_path / "xdg")},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for where in (far.address, far.here)
+    ]
+
+    assert json.loads(told[0]) == {**json.loads(told[1]), "path": far.address}
+    assert far.asked(".tar") == []

@@ -775,7 +775,7 @@ def test_a_foreign_output_is_refused_before_a_source_in_a_store_is_listed(s3, so
     assert [seen for seen in s3.proxy.seen("GET") if seen.range] == []
 
 
-def test_info_and_verify_say_that_a_set_in_a_store_must_be_copied_first(environment):
-    for command in ("info", "verify"):
+def test_show_and_verify_say_that_a_set_in_a_store_must_be_copied_first(environment):
+    for command in ("show", "verify"):
         said = told(alexshard(command, "s3://bucket/sets/a"), environment, code=2)
         assert "s3://bucket/sets/a lies in a store" in said
