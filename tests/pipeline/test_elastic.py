@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from alexshard.pipeline import ORIGINAL, PAPER, Loader, OrderSampler, OtherState, Sharing, draw, epoch_order
+from alexshard.pipeline.bytes import StoredImages
 from alexshard.shards import ShardSet
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis.strategies import (
@@ -180,6 +181,22 @@ def test_a_run_resumed_twice_gives_each_sample_once(raw_set, order, seed, split,
             epoch, position = epoch + 1, 0
         else:
             assert state["position"] == position
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_nothing_before_the_place_of_a_resume_is_read_again(raw_set, order, monkeypatch):
+    """Going on in the middle costs what beginning costs: no fast-forward."""
+    read, in_the_shard = [], StoredImages.read
+    monkeypatch.setattr(
+        StoredImages, "read", lambda self, sample, into: read.append(sample) or in_the_shard(self, sample, into)
+    )
+    samples = epoch_order([40, 33], seed=0, epoch=3, order=order).samples
+    with loader_of(raw_set, 8, order=order) as loader:
+        loader.load_state_dict({**loader.state_dict(), "epoch": 3, "position": 41})
+        batch = next(iter(loader))
+
+    assert batch.keys == [raw_set.keys["train"][sample] for sample in samples[41:49]]
+    assert set(samples[41:49]) <= set(read) <= set(samples[41:])
 
 
 @pytest.mark.parametrize("ranks", RANKS)

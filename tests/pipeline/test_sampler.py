@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import alexshard
 import numpy as np
 import pytest
 import torch
@@ -270,6 +273,17 @@ print(sum(len(labels) for _, labels in loader))
     )
 
     assert (done.returncode, done.stdout) == (0, "70\n"), done.stderr
+
+
+def test_the_example_of_the_page_runs(raw_set, tmp_path, monkeypatch):
+    page = (Path(alexshard.__file__).parent / "docs" / "order.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "OrderSampler" in block)
+    (tmp_path / "shards").symlink_to(raw_set.path)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+
+    assert names["pixels"].shape == (32, 74, 74, 3)
 
 
 def test_importing_the_package_brings_no_dali_along():
