@@ -9,11 +9,13 @@ that it does not do.
         opened = {peer.name: stack.enter_context(peer.open(asked)) for peer in peers}
         for turn in range(5):
             for name, batches in opened.items():
+                settled()
                 images_per_s(batches, seconds=1.0)
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,18 +27,32 @@ import numpy as np
 import simplejpeg
 
 from ..shards import WrongCall
+from .loader_meter import cpu_s_of_children
 from .loader_peers_common import Asked, Found, Peer, PeerBatch, StoredFiles
 from .loader_peers_native import NATIVE_PEERS
 from .loader_peers_python import PYTHON_PEERS
 
-__all__ = ["AHEAD", "PEERS", "Asked", "Decoding", "Found", "Moving", "Peer", "PeerBatch", "chosen", "images_per_s"]
+__all__ = [
+    "AHEAD",
+    "PEERS",
+    "Asked",
+    "Decoding",
+    "Found",
+    "Moving",
+    "Peer",
+    "PeerBatch",
+    "chosen",
+    "images_per_s",
+    "settled",
+]
 
 # Those that fork come first: opened in this order, they do so before the others have started threads.
 PEERS: dict[str, Peer] = {peer.name: peer for peer in (*PYTHON_PEERS, *NATIVE_PEERS)}
 
 # More than any peer has ready when its turn comes: those were made in the turns of others.
-AHEAD = 8
+AHEAD = 6
 _KEPT_IMAGES = 4096  # of those that are decoded again and again
+_LOOK_S, _RESTING = 0.04, 3  # seconds between looks at who is at work, and looks in a row that find nobody
 _PIECE = 32  # images that a thread takes at a time
 
 
@@ -76,6 +92,25 @@ def images_per_s(batches: Iterator[Any], seconds: float, *, ahead: int = AHEAD) 
     while (elapsed := time.perf_counter() - started) < seconds or images == 0:
         images += len(next(batches).images)
     return images / elapsed
+
+
+def settled(limit_s: float = 3.0) -> bool:
+    """Wait until this process and those below it rest: who had the last turn first fills up what it makes ahead.
+
+    Returns:
+        Whether they do; False: they were still at work after `limit_s`.
+    """
+    until, resting, before = time.perf_counter() + limit_s, 0, _cpu_s()
+    while resting < _RESTING and time.perf_counter() < until:
+        time.sleep(_LOOK_S)
+        now = _cpu_s()
+        resting = resting + 1 if now - before < _LOOK_S / 4 else 0
+        before = now
+    return resting == _RESTING
+
+
+def _cpu_s() -> float:
+    return time.process_time() + sum(cpu_s_of_children(os.getpid()))
 
 
 class Decoding:

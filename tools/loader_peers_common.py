@@ -125,7 +125,7 @@ class Peer:
     jitters: bool = True
     exact: bool = True  # every image once an epoch
     copies: bool = False  # writes the images into a file of its own first, which is not timed
-    tolerance: float = 1.0  # grey levels that its pixels may differ in the mean from ours, for JPEGs
+    tolerance: float = 1.0  # grey levels, in the mean of a JPEG: decoders differ, most at hard edges of colour
     encodings: tuple[str, ...] = ("jpeg", "raw")
 
     def found(self) -> Found:
