@@ -13,11 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.s3_server import s3, s3_port  # noqa: F401 (fixtures)
 
 # As `alextrain` does, before torch is imported: spinning threads make tests beside other work far slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# No test fails for being slow: machines are shared.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 ROOT = Path(__file__).resolve().parent.parent
 
