@@ -210,8 +210,8 @@ def find_shard_set(path: Path) -> Path:
             raise NoShardSet(
                 f"{scheme[0]}://{str(path).partition(':/')[2].rpartition('@')[2].lstrip('/')} lies in a store",
                 why="this reads folders of this machine",
-                remedy="alextrain run --shards URL, alexshard info URL and open_shard_set(URL) read it there; else "
-                "copy it here first, with any tool: the objects below the prefix are the files of the set",
+                remedy="alextrain run --shards URL, alexshard info URL and open_shard_set(URL) read it there; "
+                "else copy it here first, with any tool: the objects below the prefix are the files of the set",
             )
         what = "is no folder" if path.exists() else "does not exist"
         raise NoShardSet(
