@@ -38,7 +38,7 @@ class Wanted:
         first = entered - 1
         while first > 0 and windows[first].start > start:
             first -= 1
-        shards = [shard for window in windows[first : entered + 1] for shard in window.shards]
+        shards = dict.fromkeys(shard for window in windows[first : entered + 1] for shard in window.shards)
         soon = self._order.samples[start : start + _LOOK * len(shards)]
-        met = dict.fromkeys(self._shard[soon].tolist())
+        met = dict.fromkeys(shard for shard in self._shard[soon].tolist() if shard in shards)
         self._need([*met, *(shard for shard in shards if shard not in met)])

@@ -157,6 +157,32 @@ def test_an_iteration_left_early_does_not_mix_into_the_next(raw_set):
     assert len(set(seen)) == 70
 
 
+@pytest.mark.parametrize("backend", ["threads", "dali"])
+@pytest.mark.parametrize(("split", "size", "world_size"), [("val", 4, 4), ("test", 2, 7), ("train", 8, 3)])
+def test_padded_batches_are_full_on_every_rank_and_tell_what_is_valid(raw_set, backend, split, size, world_size):
+    """Also where a rank's part of the last global batch is empty."""
+    options = {"augment": "paper" if split == "train" else None, "output": "uint8", "backend": backend}
+    valid, last = Counter(), raw_set.keys[split]
+    for rank in range(world_size):
+        common = {**options, "rank": rank, "world_size": world_size}
+        with (
+            Loader(raw_set.path, split, size, pad_last=True, **common) as padded,
+            Loader(raw_set.path, split, size, drop_last=False, **common) as plain,
+        ):
+            order = padded.order_of(0).samples
+            for batch, expected in zip(padded, plain, strict=True):
+                count = len(expected)
+                assert (len(batch), len(batch.images), len(batch.valid)) == (size, size, size)
+                assert batch.valid.tolist() == [True] * count + [False] * (size - count)
+                assert torch.equal(batch.images[:count], expected.images)
+                assert torch.equal(batch.crop[:count], expected.crop)
+                assert set(batch.keys[count:]) <= {last[order[-1]]}
+                assert expected.valid.all()
+                valid.update(key for key, here in zip(batch.keys, batch.valid.tolist(), strict=True) if here)
+
+    assert valid == Counter(raw_set.keys[split])
+
+
 def test_every_rank_is_at_the_same_position(raw_set):
     for rank in range(3):
         with Loader(raw_set.path, batch_size=10, rank=rank, world_size=3) as loader:
