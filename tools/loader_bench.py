@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import platform
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..pipeline import STAGES, Loader, Stages, Trace, crop_side, open_shard_set, write_trace
+from ..pipeline import STAGES, Loader, RemoteShelf, Stages, Trace, crop_side, open_shard_set, write_trace
 from ..shards import AlexshardError, WrongCall, usable_cores
 from ..trainer import PRESETS, Machine, Recipe
 from .loader_figures import added, figures
@@ -111,14 +112,11 @@ class Bench:
         asked, shard_set = self.asked, self.set
         if setting is not None and setting.knob == "format":
             shard_set = next(each for each in self.sets if each.manifest.image.encoding == setting.value)
-        threads = asked.threads
-        if threads is None and self.ranks.local_count > 1:
-            threads = max(1, usable_cores() // self.ranks.local_count)
         given: dict[str, Any] = {
             "batch_size": self.batch_size,
             "order": asked.order or self.recipe.order,
             "window": asked.window,
-            "threads": threads,
+            "threads": asked.threads,
             "prefetch": asked.prefetch,
             "mean": asked.mean,
             "augment": self.recipe.augment,
@@ -143,6 +141,13 @@ class Bench:
 
     def measure(self) -> dict[str, Any]:
         """All figures, ready for JSON; the same on every rank."""
+        report = self._in_turns()
+        # Once the loader and the others have let go of their memory: it would be counted with each setting's.
+        gc.collect()
+        return {**report, "sweep": self._sweep()}
+
+    def _in_turns(self) -> dict[str, Any]:
+        """The loader as asked for, others, the trainer."""
         asked, ranks = self.asked, self.ranks
         with ExitStack() as stack:
             rivals = self._rivals(stack)
@@ -154,19 +159,13 @@ class Bench:
                 self.open(setting).close()
             trainer, why_not = self._trainer(loader)
             turns = rivals.turns(asked.seconds) if rivals else {}
-            runs = len(STAGES) * (1 + len(self.settings)) + 1 + len(turns) + (len(MODES) if trainer else 0)
-            with Progress("bench", total=asked.repeats * runs, unit="runs", **_quiet(ranks)) as progress:
-
-                def on_run(what: str) -> None:
-                    progress.advance(note=what)
-
-                how = How(asked.repeats, asked.seconds, ranks, on_run)
-                own, others = run_ladder(loader, turns, how)
+            runs = len(STAGES) + 1 + len(turns) + (len(MODES) if trainer else 0)
+            with self._progress(asked.repeats * runs, "bench") as on_run:
+                own, others = run_ladder(loader, turns, How(asked.repeats, asked.seconds, ranks, on_run))
                 training = self._training(loader, trainer, own, on_run) if trainer else None
-                about = self._about(loader)
-                if asked.profile:
-                    self._profile(loader, trainer)
-                swept = run_sweep({each.label: partial(self.open, each) for each in self.settings}, how)
+            about = self._about(loader)
+            if asked.profile:
+                self._profile(loader, trainer)
         stages = stage_rows(own, asked.output)
         return {
             **about,
@@ -179,13 +178,25 @@ class Bench:
                 for each in (rivals.listed if rivals else [])
             ],
             "peers_left_out": rivals.left_out if rivals else {},
-            "sweep": [
-                {"knob": each.knob, "value": each.value, "stages": stage_rows(swept[each.label], asked.output)}
-                for each in self.settings
-            ],
             "ranks": rank_rows(own[STAGES[-1]]) if ranks.count > 1 else [],
             "verdict": asdict(judge(self._findings(about, stages, training))),
         }
+
+    def _sweep(self) -> list[dict[str, Any]]:
+        asked = self.asked
+        settings = {each.label: partial(self.open, each) for each in self.settings}
+        with self._progress(asked.repeats * len(STAGES) * len(settings), "sweep") as on_run:
+            swept = run_sweep(settings, How(asked.repeats, asked.seconds, self.ranks, on_run))
+        return [
+            {"knob": each.knob, "value": each.value, "stages": stage_rows(swept[each.label], asked.output)}
+            for each in self.settings
+        ]
+
+    @contextmanager
+    def _progress(self, runs: int, title: str) -> Iterator[Callable[[str], None]]:
+        """Told of each run; one rank shows it."""
+        with Progress(title, runs, "runs", stream=None if self.ranks.rank == 0 else io.StringIO()) as progress:
+            yield lambda what: progress.advance(note=what)
 
     def _trainer(self, loader: Loader) -> tuple[Trainer | None, str]:
         if not self.asked.demand:
@@ -253,6 +264,7 @@ class Bench:
             "samples": loader.num_samples,
             "stored": asdict(self.set.manifest.image),
             "side": loader.side,
+            "store": self._store(),
             "batch_bytes": Stages(loader).batch_bytes,
             "settings": {
                 "batch_size": self.batch_size,
@@ -278,6 +290,11 @@ class Bench:
             },
             "versions": versions(),
         }
+
+    def _store(self) -> dict[str, Any] | None:
+        """What came from a store so far, on this rank."""
+        shelf = self.set.shelf
+        return asdict(shelf.statistics()) if isinstance(shelf, RemoteShelf) else None
 
     def _findings(
         self, about: dict[str, Any], stages: list[dict[str, Any]], training: dict[str, Any] | None
@@ -307,11 +324,6 @@ def _device_of(asked: str, ranks: Ranks) -> str:
     if ranks.count > 1 and (asked == "cuda" or (asked == "auto" and torch.cuda.is_available())):
         return f"cuda:{ranks.local}"
     return asked
-
-
-def _quiet(ranks: Ranks) -> dict[str, Any]:
-    """One rank tells how far they are."""
-    return {} if ranks.rank == 0 else {"stream": io.StringIO()}
 
 
 def versions() -> dict[str, str]:

@@ -27,7 +27,8 @@ SHORT = {
     "finish": "mirror, mean, jitter",
     "device": "to the device",
     "loader": "hand-over",
-    "whole": "a peer, whole",
+    "ours": "alexshard, whole",
+    "whole": "others, whole",
 }
 
 
@@ -64,35 +65,32 @@ def picture(bars: Sequence[Bar], demand: float | None, described: str) -> Html:
     )
 
 
-def picture_file(bars: Sequence[Bar], demand: float | None, title: str, lines: Sequence[str]) -> str:
-    """The same as a file of its own, with a title, words below, and its own colours for light and dark."""
-    content, height = _content(bars, demand)
-    top, width, line = 44, 760, 18
-    below = [
-        element("text", text, x=24, y=top + height + 24 + line * number, class_="pale")
-        for number, text in enumerate(lines)
-    ]
-    whole = top + height + 24 + line * len(lines) + 8
-    inner = element("svg", content, x=24, y=top, width=width - 48, height=height, overflow="visible")
-    style = Html(f"<style>{CSS}</style>")
-    return (
-        element(
-            "svg",
-            style,
-            element("rect", width=width, height=whole, class_="paper"),
-            element("text", title, x=24, y=28, class_="title"),
-            inner,
-            *below,
-            xmlns="http://www.w3.org/2000/svg",
-            width=width,
-            height=whole,
-            viewBox=f"0 0 {width} {whole}",
-            role="img",
-            aria_label=title,
-            class_="bars",
-        )
-        + "\n"
+def picture_file(groups: Mapping[str, Sequence[Bar]], demand: float | None, lines: Sequence[str]) -> str:
+    """Pictures by their titles as one file, with words below, and its own colours for light and dark."""
+    width, line, y = 760, 18, 0
+    parts: list[Html] = []
+    for title, bars in groups.items():
+        content, height = _content(bars, demand)
+        parts.append(element("text", title, x=24, y=y + 28, class_="title"))
+        parts.append(element("svg", content, x=24, y=y + 44, width=width - 48, height=height, overflow="visible"))
+        y += 44 + height + 12
+    for number, text in enumerate(lines):
+        parts.append(element("text", text, x=24, y=y + 12 + line * number, class_="pale"))
+    height = y + 12 + line * len(lines) + 8
+    drawn = element(
+        "svg",
+        Html(f"<style>{CSS}</style>"),
+        element("rect", width=width, height=height, class_="paper"),
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        width=width,
+        height=height,
+        viewBox=f"0 0 {width} {height}",
+        role="img",
+        aria_label=", ".join(groups),
+        class_="bars",
     )
+    return f"{drawn}\n"
 
 
 def _content(bars: Sequence[Bar], demand: float | None) -> tuple[Html, int]:
@@ -112,8 +110,10 @@ def _content(bars: Sequence[Bar], demand: float | None) -> tuple[Html, int]:
         y += ROW
     parts = [*_legend(stages), *_axis(axis, top, y), *parts]  # the grid lies behind the bars
     if asked is not None and demand is not None:
-        parts += _demand(asked, demand, axis, top, y) if inside else _far(asked, demand, y)
+        parts += _demand(asked, demand, axis, top, y) if inside else _far(asked, y)
         y += 18
+    # Letters lie over lines and bars, the demand over the bars.
+    parts.sort(key=lambda part: part.startswith("<text"))
     return joined(parts), y + AXIS
 
 
@@ -150,21 +150,21 @@ def _axis(axis: float, top: int, y: int) -> Iterator[Html]:
         x = _place(number * step, axis)
         yield element("line", x1=x, x2=x, y1=top, y2=y, class_="grid")
         anchor = "start" if number == 0 else "middle"
-        unit = " µs an image" if number == 0 else ""
+        unit = " µs" if number == 0 else ""
         yield element("text", f"{number * step:,g}{unit}", x=x, y=y + 15, text_anchor=anchor, class_="pale")
 
 
 def _demand(asked: float, demand: float, axis: float, top: int, y: int) -> Iterator[Html]:
     x = _place(asked, axis)
     yield element("line", x1=x, x2=x, y1=top, y2=y, class_="demand")
-    anchor = "end" if asked > axis / 2 else "start"
+    anchor = "start" if asked < axis / 3 else "end" if asked > axis * 2 / 3 else "middle"
     yield element(
         "text", f"the trainer asks for {per_s(demand)} images/s", x=x, y=y + 34, text_anchor=anchor, class_="asked"
     )
 
 
-def _far(asked: float, demand: float, y: int) -> Iterator[Html]:
-    text = f"the trainer asks for {per_s(demand)} images/s, one each {asked:,.0f} µs →"
+def _far(asked: float, y: int) -> Iterator[Html]:
+    text = f"the trainer asks for one each {asked:,.0f} µs →"
     yield element("text", text, x="100%", y=y + 34, text_anchor="end", class_="asked")
 
 

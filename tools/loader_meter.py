@@ -25,7 +25,6 @@ class Ranks:
     rank: int = 0
     count: int = 1
     local: int = 0
-    local_count: int = 1
 
     @classmethod
     def here(cls) -> Ranks:
@@ -46,8 +45,7 @@ class Ranks:
         import torch.distributed as dist
 
         dist.init_process_group("gloo")
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        return cls(dist.get_rank(), dist.get_world_size(), local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
     def wait(self) -> None:
         """Until all ranks are here."""

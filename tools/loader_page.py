@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from .info_html import Html, document, element, joined, table
 from .loader_chart import CSS, picture, picture_file
-from .loader_report import Table, bars_of, demand_of, facts_of, tables_of
+from .loader_report import Table, demand_of, facts_of, pictures_of, tables_of
 
 _PAGE = (Path(__file__).parent / "info_page.css").read_text(encoding="utf-8")
 _OWN = """
@@ -17,9 +19,9 @@ header .verdict {
   overflow-wrap: anywhere;
 }
 .bars { max-width: 46rem; margin-top: 1rem; }
+.verdict code { font-size: inherit; }
 td:last-child:not(.n) { min-width: 14rem; }
 """
-TITLE = "Where the time of an image goes"
 
 
 def page(report: dict[str, Any], when: str) -> str:
@@ -29,27 +31,35 @@ def page(report: dict[str, Any], when: str) -> str:
             "header",
             element("h1", "Where the loader's time goes"),
             element("p", f"{report['shard_set']}, {when}"),
-            element("p", report["verdict"]["text"], class_="verdict"),
+            _verdict(report["verdict"]["text"]),
         ),
-        element("main", _picture(report), *(_table(each) for each in tables_of(report)), _facts(report)),
+        element("main", *_pictures(report), *(_table(each) for each in tables_of(report)), _facts(report)),
         element("footer", element("p", f"Measured by bench_loader of alexshard {__version__}.")),
     ]
     return document("bench_loader · alexshard", _PAGE + CSS + _OWN, joined(body))
 
 
 def picture_of(report: dict[str, Any], when: str) -> str:
-    """The picture alone, an SVG file."""
+    """The pictures alone, an SVG file."""
     about = facts_of(report)
     lines = [about["machine"], about["batches"], f"{about['shard set']}; {when}"]
-    return picture_file(bars_of(report), demand_of(report), TITLE, lines)
+    return picture_file(pictures_of(report), demand_of(report), lines)
 
 
-def _picture(report: dict[str, Any]) -> Html:
-    drawn = picture(bars_of(report), demand_of(report), f"bar chart: {TITLE.lower()}")
-    told = "The wall time of an image as the trainer gets it, and what each stage adds to it."
-    if demand_of(report) is None:
-        told += f" The trainer's demand: {report['training_note']}."
-    return element("section", element("h2", TITLE), element("p", told), drawn)
+def _pictures(report: dict[str, Any]) -> Iterator[Html]:
+    told = "The wall time of an image as the trainer gets it, in µs"
+    for number, (title, bars) in enumerate(pictures_of(report).items()):
+        words = f"{told}, and what each stage adds to it." if number == 0 else f"{told}: all at the same work."
+        if number == 0 and demand_of(report) is None:
+            words += f" The trainer's demand: {report['training_note']}."
+        drawn = picture(bars, demand_of(report), f"bar chart: {title.lower()}")
+        yield element("section", element("h2", title), element("p", words), drawn)
+
+
+def _verdict(text: str) -> Html:
+    """Options are not broken at the ends of lines."""
+    parts = re.split(r"(--[a-z][a-z-]+)", text)
+    return element("p", *(element("code", part) if part[:2] == "--" else part for part in parts), class_="verdict")
 
 
 def _table(each: Table) -> Html:

@@ -93,8 +93,14 @@ def _ladder(report: dict[str, Any]) -> Table:
         *(("card",) if on_card else ()),
     )
     notes = []
-    if (share := report["stages"][-1]["store_share"]) > 0:
-        notes.append(f"Of its time the loader waited {share:.1%} for shards to come from the store.")
+    if (store := report["store"]) is not None:
+        notes.append(
+            f"{store['shards']:,} shards came from the store, {byte_size(store['bytes'])}; "
+            f"the loader waited for them {store['stalled_s']:.1f} s in all, "
+            f"and {report['stages'][-1]['store_share']:.1%} of the runs as the trainer gets it."
+        )
+    if report["peers"]:
+        notes.append("Memory is that of the process, with all the others open.")
     notes += _crowded(report)
     return Table("The loader by stage", header, rows, " ".join(notes), numbers=(1, 2, 3, 4, 5)[: len(header) - 1])
 
@@ -147,7 +153,7 @@ def _peers(report: dict[str, Any]) -> Table | None:
         return None
     rows = [
         (
-            f"{each['name']} {each['version']}".strip(),
+            _named(each),
             rate_words(each["images_per_s"]),
             f"{each['images_per_s']['median'] / report['peers'][0]['images_per_s']['median']:.2f}",
             f"{each['user_cores'] + each['system_cores']:.2f}",
@@ -210,21 +216,27 @@ def _ranks(report: dict[str, Any]) -> Table | None:
     )
 
 
-def bars_of(report: dict[str, Any]) -> list[Bar]:
-    """The bars of the picture: this setting, those of a sweep, and others' whole."""
+def pictures_of(report: dict[str, Any]) -> dict[str, list[Bar]]:
+    """Bars by the title of their picture: this setting with those of a sweep, and others."""
     chosen = report["settings"]
-    words = f"{chosen['backend']}, {chosen['threads']} threads, {report['stored']['encoding']}, {chosen['output']}"
+    words = f"{chosen['threads']} threads, {report['stored']['encoding']}, {chosen['output']}"
     bars = [bar_of(words, report["stages"])]
     knob = ""
     for each in report["sweep"]:
         heading = "" if each["knob"] == knob else f"Sweep of {each['knob']}"
         knob = each["knob"]
         bars.append(bar_of(str(each["value"]), each["stages"], heading))
-    for number, each in enumerate(report["peers"]):
-        heading = "Others on the same images" if number == 0 else ""
-        us = 1e6 / each["images_per_s"]["median"]
-        bars.append(Bar(f"{each['name']} {each['version']}".strip(), {"whole": us}, heading))
-    return bars
+    found = {"Where the time of an image goes": bars}
+    if report["peers"]:
+        found["Others on the same images"] = [
+            Bar(_named(each), {"whole" if number else "ours": 1e6 / each["images_per_s"]["median"]})
+            for number, each in enumerate(report["peers"])
+        ]
+    return found
+
+
+def _named(peer: dict[str, Any]) -> str:
+    return f"{peer['name']} {peer['version']}".strip()
 
 
 def demand_of(report: dict[str, Any]) -> float | None:

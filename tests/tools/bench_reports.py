@@ -97,6 +97,7 @@ def report(**other: Any) -> dict[str, Any]:
             "stored": {"side": 256, "encoding": "jpeg", "quality": 90, "subsampling": "4:2:0"},
             "side": 224,
             "batch_bytes": 77_070_336,
+            "store": None,
             "settings": {
                 "batch_size": 128,
                 "device": "cpu",
