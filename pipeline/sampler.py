@@ -31,7 +31,8 @@ class OrderSampler(Sampler[int]):
     """Places on disk in the order in which one rank visits them: what `Loader` gives a rank, as numbers.
 
     `iter` goes through the current epoch from its position, then the epoch is the next one. An iteration that was
-    left early begins again where it began: a `DataLoader` may have asked for more than it delivered.
+    left early begins again where it began: a `DataLoader` may have asked for more than it delivered. (Where its
+    workers have asked for the whole epoch already, that is over.)
 
     Args:
         shards: a shard set, its folder, or a folder that holds exactly one.

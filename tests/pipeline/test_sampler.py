@@ -144,9 +144,16 @@ def test_beside_a_plain_loader_the_state_after_so_many_batches_is_told_by_their_
 
 
 @torchdatas_own
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_workers": 2},
+        {"num_workers": 2, "persistent_workers": True, "snapshot_every_n_steps": 4},
+    ],
+)
 @pytest.mark.parametrize("taken", [0, 3, 13, 14])
-def test_torchdatas_loader_goes_on_at_the_batch_that_it_delivered(raw_set, workers, taken):
+def test_torchdatas_loader_goes_on_at_the_batch_that_it_delivered(raw_set, options, taken):
     """What its workers have asked for ahead is given again: 14 batches of 5, resumed after each of these."""
     torchdata = pytest.importorskip(
         "torchdata.stateful_dataloader", reason="NO TORCHDATA: its protocol is untested"
@@ -155,7 +162,7 @@ def test_torchdatas_loader_goes_on_at_the_batch_that_it_delivered(raw_set, worke
     def made():
         images = ShardImages(raw_set.path, transform=np.array)
         sampler = OrderSampler(raw_set.path, batch_size=5, seed=2)
-        return torchdata.StatefulDataLoader(images, batch_size=5, sampler=sampler, num_workers=workers)
+        return torchdata.StatefulDataLoader(images, batch_size=5, sampler=sampler, **options)
 
     first, second = made(), made()
     batches = iter(first)
