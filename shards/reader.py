@@ -135,6 +135,7 @@ class ShardSet:
         keys = [key for part in parts for key in part.keys]
         rows = list(read_rows(self.path / SAMPLES_NAME, split=split))
         if [row.key for row in rows] != keys:
+            self._check_texts(entry)
             raise self._corrupt(f"{SAMPLES_NAME} and the indexes list other samples of {split}, or another order")
         offset, size = (
             np.concatenate([getattr(part, name) for part in parts] or [np.zeros(0, np.int64)])
@@ -143,11 +144,7 @@ class ShardSet:
         indexes = Indexes(Keys.of(keys), offset, size)
         label = np.array([row.label for row in rows], np.int64)
         self._check_numbers(entry, indexes, label)
-        for shard in entry.shards:
-            index_name = ShardName.parse(shard.name).index_name
-            self._check_digest(index_name, f"the index {index_name}", shard.index_sha256)
-        if promised := self.manifest.files.get(SAMPLES_NAME):
-            self._check_digest(SAMPLES_NAME, SAMPLES_NAME, promised.sha256)
+        self._check_texts(entry)
         return indexes, label, np.array([row.crc32 for row in rows], np.uint32)
 
     def _check_numbers(self, entry: SplitEntry, indexes: Indexes, label: NDArray[np.int64]) -> None:
@@ -162,17 +159,26 @@ class ShardSet:
         if len(label) and not (label.min() >= NO_LABEL and label.max() < self.manifest.num_classes):
             raise self._corrupt(f"{SAMPLES_NAME} has a label outside 0..{self.manifest.num_classes - 1}")
 
-    def _check_digest(self, name: str, called: str, promised: str) -> None:
-        data = self._read(name)
-        found = hashlib.sha256(data).hexdigest()
-        if found != promised:
-            raise self._corrupt(f"{called} is not the one that was packed: its SHA-256 is {found}, not {promised}")
+    def _check_texts(self, entry: SplitEntry) -> None:
+        """Hold each index of a split, and samples.tsv, against its digest."""
+        for shard in entry.shards:
+            name = ShardName.parse(shard.name).index_name
+            self._read(name, f"the index {name}", shard.index_sha256)
+        if promised := self.manifest.files.get(SAMPLES_NAME):
+            self._read(SAMPLES_NAME, SAMPLES_NAME, promised.sha256)
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, called: str, promised: str | None) -> bytes:
+        """The bytes of a file, whose SHA-256 is `promised`, unless an early build did not say."""
+        path = self.path / name
         try:
-            return read_regular(self.path / name)
+            data = read_regular(path)
         except OSError as error:
-            raise self._corrupt(f"{name} cannot be read: {error.strerror}") from error
+            raise corrupt(self.shown, f"{called} cannot be read: {error.strerror}", where=str(path)) from error
+        found = hashlib.sha256(data).hexdigest()
+        if promised is not None and found != promised:
+            what = f"{called} is not the one that was packed: its SHA-256 is {found}, not {promised}"
+            raise corrupt(self.shown, what, where=str(path))
+        return data
 
     def mean_image(self) -> NDArray[np.float32]:
         """Mean of the training images, float32 (side, side, 3), RGB, 0..255.
@@ -180,7 +186,8 @@ class ShardSet:
         Raises:
             CorruptShardSet: the file is damaged or of another size.
         """
-        data = self._read(MEAN_IMAGE_NAME)
+        entry = self.manifest.files.get(MEAN_IMAGE_NAME)
+        data = self._read(MEAN_IMAGE_NAME, MEAN_IMAGE_NAME, entry and entry.sha256)
         try:
             mean = np.load(io.BytesIO(data), allow_pickle=False)
         except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # a damaged header is parsed
@@ -188,8 +195,6 @@ class ShardSet:
         side = self.manifest.image.side
         if mean.shape != (side, side, 3) or mean.dtype != np.float32:
             raise self._corrupt(f"{MEAN_IMAGE_NAME} is {mean.dtype} {mean.shape}, not float32 {(side, side, 3)}")
-        if promised := self.manifest.files.get(MEAN_IMAGE_NAME):
-            self._check_digest(MEAN_IMAGE_NAME, MEAN_IMAGE_NAME, promised.sha256)
         return mean  # type: ignore[no-any-return]
 
     def _corrupt(self, what: str) -> CorruptShardSet:

@@ -93,7 +93,7 @@ def replaced(was, is_now):
 
 
 def swapped(path):
-    """Two shards of as many samples, each with the other's index: the keys are of one length."""
+    """Two lines in each other's place."""
     lines = path.read_bytes().split(b"\n")
     lines[1], lines[2] = lines[2], lines[1]
     path.write_bytes(b"\n".join(lines))
@@ -134,14 +134,14 @@ KNOWN_AT_THE_START = {
     "index of other keys": (
         IDX,
         replaced(b"train_040", b"train_999"),
-        "samples.tsv and the indexes list other samples",
+        "the index {} is not the one that was packed",
     ),
     "rows missing": (TSV, Path.unlink, "{} cannot be read: No such file or directory"),
     "rows cut": (TSV, cut, "{} does not begin with its header or does not end with a newline"),
     "rows cut at a line": (
         TSV,
         lambda path: path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:70])),
-        "{} and the indexes list other samples of train",
+        "{} is not the one that was packed: its SHA-256 is ",
     ),
     "rows a pipe": (TSV, to_pipe, "{} cannot be read: it is no regular file"),
     "rows a folder": (TSV, to_folder, "{} cannot be read: it is no regular file"),
@@ -152,14 +152,14 @@ KNOWN_AT_THE_START = {
     ),
     "no label at all": (TSV, replaced(b"train_003\t3\t", b"train_003\tx\t"), "{} line 5 is no sample: label 'x'"),
     "a label of no class": (TSV, replaced(b"train_003\t3\t", b"train_003\t7\t"), "{} has a label outside 0..6"),
-    "another order of rows": (TSV, swapped, "{} and the indexes list other samples of train, or another order"),
+    "another order of rows": (TSV, swapped, "{} is not the one that was packed: its SHA-256 is "),
     "a row of another split": (
         TSV,
         replaced(b"val_073", b"val_999"),
         "{} is not the one that was packed: its SHA-256 is ",
     ),
     "mean image missing": (MEAN, Path.unlink, "{} cannot be read: No such file or directory"),
-    "mean image cut": (MEAN, cut, "{} cannot be read: "),
+    "mean image cut": (MEAN, cut, "{} is not the one that was packed: its SHA-256 is "),
     "mean image a pipe": (MEAN, to_pipe, "{} cannot be read: it is no regular file"),
     "mean image altered": (
         MEAN,

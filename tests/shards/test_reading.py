@@ -255,3 +255,25 @@ def test_a_set_of_an_early_build_whose_manifest_names_no_files_is_read(tiny: Tin
 
     assert ShardSet.open(early).manifest.files == {}
     assert len(ShardSet.open(early).index("train")) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "is_now", "told"),
+    [
+        ("samples.tsv", "train_0_1\t", "train_0_9\t", "list other samples of train, or another order"),
+        ("samples.tsv", "train_0_1\t1\t", "train_0_1\t5\t", "has a label outside 0..2"),
+        ("mean_image.npy", "8, 8, 3", "8, 3, 8", r"is float32 \(8, 3, 8\), not float32 \(8, 8, 3\)"),
+        ("mean_image.npy", "NUMPY", "NUMPX", "mean_image.npy cannot be read: "),
+    ],
+)
+def test_what_no_digest_tells_of_a_set_of_an_early_build_its_contents_tell(
+    tiny: Tiny, tmp_path: Path, name: str, was: str, is_now: str, told: str
+) -> None:
+    early = early_set(tiny.path, tmp_path / "early")
+    data = (early / name).read_bytes()
+    assert was.encode() in data
+    (early / name).write_bytes(data.replace(was.encode(), is_now.encode(), 1))
+    shard_set = ShardSet.open(early)
+
+    with pytest.raises(CorruptShardSet, match=told):
+        shard_set.index("train") if name == "samples.tsv" else shard_set.mean_image()
