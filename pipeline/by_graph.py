@@ -161,3 +161,4 @@ class GraphMaker:
         self._crew.close()
         for lane in self._lanes:
             lane.graph.close()
+        self._lanes = []

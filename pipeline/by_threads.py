@@ -78,6 +78,7 @@ class ThreadMaker:
     def close(self) -> None:
         self.abandon()
         self._crew.close()
+        self._buffers = BufferRing()  # those of batches that somebody keeps go when these do
 
     def _places(self, treated: Treated) -> list[Places]:
         """Of each image: where its views lie and whether they are mirrored."""

@@ -1,15 +1,18 @@
-"""What the caller left open: which backend makes the batches, and who decodes them where a card is."""
+"""What a caller leaves open: which backend makes the batches, and who decodes them where a card is; which mean."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 
-from ..shards import WrongCall
+from ..shards import ShardSet, WrongCall
 from . import kernels
+from .augment import centre
 from .by_graph import GraphMaker
 from .by_reference import ReferenceMaker
 from .by_threads import ThreadMaker
@@ -22,6 +25,10 @@ _MAKERS: Mapping[str, Callable[[Plan], Maker]] = {
     "dali": GraphMaker,
     "reference": ReferenceMaker,
 }
+SLOW = (
+    "backend='reference' makes batches in plain NumPy and Pillow, one image after the other: tens of images/s "
+    "where the others make thousands; install a C compiler and alexshard again, or DALI"
+)
 _WARM_UP, _TIMED = 3, 6  # batches: the first ones wait for memory, contexts and tables
 _WORTH = 1.03  # a split has to be so many times as fast as one decoder alone, for what it complicates
 
@@ -56,6 +63,24 @@ def backend_for(device: torch.device, decoder: str | None) -> str:
             "backend='reference' (--backend reference) needs neither, and is slow",
         ) from None
     return "dali"
+
+
+def means_of(shard_set: ShardSet, *, output: str, mean: str, mean_crop: str, side: int) -> dict[str, Any]:
+    """The fields of a `Plan` that say which mean is subtracted from crops of S = `side`.
+
+    Raises:
+        CorruptShardSet: the mean image is damaged.
+    """
+    if output == "uint8":
+        return {}
+    if mean == "channel":
+        return {"channel_mean": np.array(shard_set.manifest.statistics.channel_mean, np.float32)}
+    whole = shard_set.mean_image()
+    if mean_crop == "own":
+        return {"own_mean": whole}
+    border = centre(len(whole) - side)
+    central = whole[border : border + side, border : border + side]
+    return {"central_mean": np.ascontiguousarray(central.transpose(2, 0, 1))}
 
 
 def with_decoder_measured(plan: Plan, works: Iterator[Work], decoder: str | None) -> tuple[Plan, Maker]:

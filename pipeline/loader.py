@@ -25,7 +25,7 @@ from .augment import AUGMENTATIONS, centre, crop_side, ten_views
 from .batch import Batch
 from .bytes import StoredImages
 from .checks import check_call, usable_device
-from .choosing import backend_for, make_maker, with_decoder_measured
+from .choosing import SLOW, backend_for, make_maker, means_of, with_decoder_measured
 from .delivery import Deliveries, Delivery
 from .errors import StaleIteration
 from .machine import default_prefetch, default_threads, free_on
@@ -36,11 +36,7 @@ from .state import identity_of, position_of
 from .times import Clock, Times
 from .trace import span
 from .treatment import Treatment
-
-SLOW = (
-    "backend='reference' makes batches in plain NumPy and Pillow, one image after the other: tens of images/s "
-    "where the others make thousands; install a C compiler and alexshard again, or DALI"
-)
+from .wanted import wanted_at_a_time
 
 
 class Loader:
@@ -67,7 +63,7 @@ class Loader:
         mean: "image" subtracts the mean image, "channel" its three means.
         order: "global" is another permutation each epoch, "stored" the order on disk, "windowed" another order of
             the shards each epoch, and permutations within windows of them (docs/order.md).
-        output: "float32", or "uint8" for those who subtract the mean themselves (see `Batch`).
+        output: "float32", "float16", "bfloat16", or "uint8" for those who subtract the mean themselves (`Batch`).
         drop_last: drop the samples that do not fill a global batch; None: in train alone.
         views: 10 gives every image's ten views (needs augment=None): images (N, 10, 3, S, S).
         mean_crop: "own" subtracts each pixel's own mean, "centre" the central crop of the mean image from every
@@ -182,7 +178,7 @@ class Loader:
         self.order = order
         shard_samples = np.bincount(self._index.shard, minlength=len(self._index.shards))
         self.window = window or default_window(len(shard_samples)) if order == "windowed" else None
-        self._check_shelf()
+        self.shard_set.shelf.check_fits(*wanted_at_a_time(self._index.shards, order, self.window))
         treatment = Treatment(
             augmentation=AUGMENTATIONS[augment] if augment else None,
             slack=self._slack,
@@ -207,7 +203,13 @@ class Loader:
             channels_last=channels_last,
             views=ten_views(self._slack) if views == 10 else (),
             divisor=treatment.divisor(epoch * len(self)),
-            **self._means(output, mean, mean_crop or ("centre" if augment == "original" else "own")),
+            **means_of(
+                self.shard_set,
+                output=output,
+                mean=mean,
+                mean_crop=mean_crop or ("centre" if augment == "original" else "own"),
+                side=self.side,
+            ),
         )
         order_of = partial(epoch_order, shard_samples, seed=seed, order=order, window=self.window)
         self._deliveries = Deliveries(plan, self._sharing, treatment, order_of, pad_last)
@@ -217,7 +219,7 @@ class Loader:
         else:
             self._maker = make_maker(plan)
         if plan.backend == "reference":
-            warnings.warn(SLOW, stacklevel=2)
+            warnings.warn(SLOW, stacklevel=2)  # at whoever makes the loader
         self._plan = plan
         self.backend, self.decoder, self.threads = plan.backend, plan.decoder, threads
         self.split_share = plan.split_share if plan.decoder == "split" else None
@@ -227,24 +229,6 @@ class Loader:
         self._position = 0  # of the next batch to deliver, in samples of the whole epoch
         self._running: ReadAhead[Delivery] | None = None
         self._closed = False
-
-    def _means(self, output: str, mean: str, mean_crop: str) -> dict[str, Any]:
-        """What of the plan says which mean is subtracted."""
-        if output == "uint8":
-            return {}
-        if mean == "channel":
-            return {"channel_mean": np.array(self.shard_set.manifest.statistics.channel_mean, np.float32)}
-        whole = self.shard_set.mean_image()
-        if mean_crop == "own":
-            return {"own_mean": whole}
-        central = whole[self.border :, self.border :][: self.side, : self.side]
-        return {"central_mean": np.ascontiguousarray(central.transpose(2, 0, 1))}
-
-    def _check_shelf(self) -> None:
-        """Whether what is wanted at a time fits where shards are kept."""
-        shards = self._index.shards
-        window = {"global": len(shards), "stored": 1}.get(self.order, self.window or 1)
-        self.shard_set.shelf.check_fits(shards, window)
 
     def _endless(self) -> Iterator[Work]:
         """Work of epoch after epoch, to try out who does it."""

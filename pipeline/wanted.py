@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..shards import ShardEntry
 from .order import EpochOrder
 
 _LOOK = 16  # samples for each shard: by then a permutation of all samples has met nearly every shard
@@ -42,3 +43,10 @@ class Wanted:
         soon = self._order.samples[start : start + _LOOK * len(shards)]
         met = dict.fromkeys(shard for shard in self._shard[soon].tolist() if shard in shards)
         self._need([*met, *(shard for shard in shards if shard not in met)])
+
+
+def wanted_at_a_time(
+    shards: Sequence[ShardEntry], order: str, window: int | None
+) -> tuple[Sequence[ShardEntry], int]:
+    """For `Shelf.check_fits`: the shards of a split, and how many of them one window of an order has."""
+    return shards, {"global": len(shards), "stored": 1}.get(order, window or 1)

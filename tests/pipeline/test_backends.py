@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from alexshard.pipeline import Loader, NoDali, UndecodableSample, graph, kernels
-from alexshard.pipeline.loader import SLOW
+from alexshard.pipeline.choosing import SLOW
 from alexshard.shards import WrongCall
 
 BACKENDS = ("threads", "dali", "reference")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from alexshard.pipeline import Loader
 from alexshard.pipeline.buffers import BufferRing
 from alexshard.pipeline.crew import Abandoned, Crew
 
@@ -179,3 +181,24 @@ def test_a_buffer_has_the_shape_and_dtype_asked_for_and_begins_at_a_cache_line(d
     assert taken.ctypes.data % 64 == 0
     assert taken.flags.c_contiguous
     assert taken.flags.writeable
+
+
+@pytest.mark.parametrize("backend", ["threads", "dali"])
+def test_a_closed_loader_holds_no_batches(jpeg_set, backend):
+    with Loader(jpeg_set.path, batch_size=24, backend=backend) as warm:  # modules stay
+        next(iter(warm))
+    tracemalloc.start()
+    try:
+        with Loader(jpeg_set.path, batch_size=24, backend=backend) as loader:
+            held = [batch.images for batch in loader]
+            nbytes = held[0].nbytes
+            del held
+            before = tracemalloc.get_traced_memory()[0]
+        gc.collect()
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert loader.threads > 0  # it lives
+    assert before - after > nbytes // 4
+    assert after < nbytes
