@@ -25,6 +25,13 @@ def other_set(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def many_shards(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """The images of `small_set` in eight training shards."""
+    dest = tmp_path_factory.mktemp("many") / "many"
+    return _built(sample_source, dest, "--size", "74", "--samples-per-shard", "20")
+
+
+@pytest.fixture(scope="session")
 def tiny_set(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """Images as small as CIFAR's."""
     return _built(sample_source, tmp_path_factory.mktemp("tiny") / "tiny", "--size", "32")

@@ -200,18 +200,21 @@ def test_a_stopped_run_resumes_to_the_bits_of_one_that_was_not(whole, small_set,
     assert same_state(tmp_path / "run", folder)
 
 
-def test_a_stopped_run_in_windows_resumes_to_the_same_bits_and_no_other_window(small_set, recipe, tmp_path):
-    recipe = dataclasses.replace(recipe, order="windowed", window=1, epochs=2)
-    train(recipe, small_set, tmp_path / "whole", CPU, reporter=Told())
-    train(recipe, small_set, tmp_path / "cut", CPU, reporter=Told(stop_at=3))
+def test_a_stopped_run_in_windows_resumes_to_the_same_bits_and_in_no_other_window(many_shards, recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, order="windowed", window=2, epochs=2)
+    train(recipe, many_shards, tmp_path / "whole", CPU, reporter=Told())
+    train(recipe, many_shards, tmp_path / "cut", CPU, reporter=Told(stop_at=3))
     checkpoint = Checkpoint.load(RunFolder(tmp_path / "cut").checkpoint)
-    with pytest.raises(WrongCall, match="window: 1 → None"):
-        train(dataclasses.replace(recipe, window=None), small_set, tmp_path / "cut", CPU, resume=checkpoint)
-    train(recipe, small_set, tmp_path / "cut", CPU, resume=checkpoint, reporter=(told := Told()))
+    other = dataclasses.replace(recipe, window=None)
+    with pytest.raises(WrongCall, match="window: 2 → None"):
+        train(other, many_shards, tmp_path / "cut", CPU, resume=checkpoint)
+    train(recipe, many_shards, tmp_path / "cut", CPU, resume=checkpoint, reporter=(told := Told()))
+    train(dataclasses.replace(other, max_steps=1), many_shards, tmp_path / "other", CPU, reporter=Told())
 
-    assert checkpoint.loader["window"] == 1
+    assert checkpoint.loader["window"] == 2
     assert same_state(tmp_path / "cut", tmp_path / "whole")
-    assert any(line.endswith("order windowed of 1 shards") for line in told.said)
+    assert any(line.endswith("order windowed of 2 shards") for line in told.said)
+    assert losses(tmp_path / "other")[0] != losses(tmp_path / "whole")[0]  # another window, other batches
 
 
 def test_lines_written_after_the_checkpoint_are_written_anew(whole, small_set, tmp_path):
