@@ -187,7 +187,7 @@ class ShardSet:
             CorruptShardSet: the file is damaged or of another size.
         """
         entry = self.manifest.files.get(MEAN_IMAGE_NAME)
-        data = self._read(MEAN_IMAGE_NAME, MEAN_IMAGE_NAME, entry and entry.sha256)
+        data = self._read(MEAN_IMAGE_NAME, MEAN_IMAGE_NAME, None if entry is None else entry.sha256)
         try:
             mean = np.load(io.BytesIO(data), allow_pickle=False)
         except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # a damaged header is parsed
