@@ -23,6 +23,18 @@ from hypothesis import strategies as st
 
 SOURCE = Path(installed.__file__).with_name("_kernels.c")
 KINDS = (np.float32, np.float16, np.uint16)
+UNCHANGED = {  # what finish does with it: another type, and planes
+    "y": 0,
+    "x": 0,
+    "mirror": False,
+    "mean": None,
+    "mean_y": 0,
+    "mean_x": 0,
+    "mean_mirror": False,
+    "add": np.zeros(3, np.float32),
+    "scale": 1.0,
+    "channels_last": False,
+}
 
 
 def module_from(path: Path, name: str):
@@ -130,20 +142,15 @@ def test_finish_does_each_step_in_float32_and_rounds_once(
     shape = (h, w, 3) if channels_last else (3, h, w)
     guarded = np.full(3 * h * w + 64, 77, kind)
 
-    kernels.finish(
-        pixels,
-        within(guarded, start, shape),
-        y=y,
-        x=x,
-        mirror=mirror,
-        mean=mean,
-        mean_y=2,
-        mean_x=1,
-        mean_mirror=mean_mirror,
-        add=add,
-        scale=scale,
-        channels_last=channels_last,
-    )
+    changes = {
+        "mirror": mirror,
+        "mean_y": 2,
+        "mean_x": 1,
+        "mean_mirror": mean_mirror,
+        "channels_last": channels_last,
+    }
+    changes |= {"y": y, "x": x, "mean": mean, "add": add, "scale": scale}
+    kernels.finish(pixels, within(guarded, start, shape), **(UNCHANGED | changes))
 
     values = taken(pixels, h, w, y, x, mirror).astype(np.float32)
     if mean is not None:
@@ -176,20 +183,8 @@ def test_halves_are_rounded_to_the_nearest_and_ties_to_even(kernels, kind):
     values = np.resize(values, (3, 1, len(values)))
     out = np.empty(values.shape, kind)
 
-    kernels.finish(
-        np.zeros((1, values.shape[2], 3), np.uint8),
-        out,
-        y=0,
-        x=0,
-        mirror=False,
-        mean=-values,
-        mean_y=0,
-        mean_x=0,
-        mean_mirror=False,
-        add=np.zeros(3, np.float32),
-        scale=1.0,
-        channels_last=False,
-    )
+    black = np.zeros((1, values.shape[2], 3), np.uint8)
+    kernels.finish(black, out, **(UNCHANGED | {"mean": -values}))
 
     assert np.array_equal(out.view(np.uint16), rounded(np.float32(0) + values, kind).view(np.uint16))
 
@@ -212,20 +207,10 @@ def test_finish_is_what_the_reference_states(kernels, preset):
     for image in range(6):
         y, x, mirror = int(draws.y[image]), int(draws.x[image]), bool(draws.mirror[image])
         own = preset == "paper"
-        kernels.finish(
-            pixels[image],
-            batch[image],
-            y=y,
-            x=x,
-            mirror=mirror,
-            mean=mean,
-            mean_y=y if own else 16,
-            mean_x=x if own else 16,
-            mean_mirror=mirror if own else False,
-            add=jitter[image].astype(np.float32),
-            scale=1 / augmentation.divisor,
-            channels_last=False,
-        )
+        place = {"mean_y": y, "mean_x": x, "mean_mirror": mirror} if own else {"mean_y": 16, "mean_x": 16}
+        place |= {"y": y, "x": x, "mirror": mirror, "mean": mean}
+        change = {"add": jitter[image].astype(np.float32), "scale": 1 / augmentation.divisor}
+        kernels.finish(pixels[image], batch[image], **(UNCHANGED | place | change))
 
     stated = training_images(
         pixels, draws, side=224, mean_HWC=mean.transpose(1, 2, 0), jitter_N3=jitter, augmentation=augmentation
@@ -245,15 +230,13 @@ def cut_arguments():
 
 def finish_arguments():
     return {
+        **UNCHANGED,
         **cut_arguments(),
         "out": np.zeros((3, 16, 16), np.float32),
         "mean": np.zeros((3, 17, 18), np.float32),
         "mean_y": 1,
         "mean_x": 2,
         "mean_mirror": True,
-        "add": np.zeros(3, np.float32),
-        "scale": 1.0,
-        "channels_last": False,
     }
 
 
