@@ -144,6 +144,18 @@ def test_a_set_too_small_for_the_network_is_profiled_without_a_claim(tmp_path, s
     assert "is not said" in report["verdict"]["text"]
 
 
+def test_a_set_at_an_address_is_read_through_the_cache_and_its_arrivals_are_told(sample_set, tmp_path):
+    where = ("--shards", sample_set.as_uri(), "--cache", tmp_path / "cache", "--order", "windowed", "--no-demand")
+    cold = json.loads(bench(*where, *QUICK, "--json").stdout)
+    warm = json.loads(bench(*where, *QUICK, "--json").stdout)
+    shards = len(list(sample_set.glob("train-*.tar")))
+
+    assert cold["store"]["shards"] == shards
+    assert cold["store"]["bytes"] == sum(shard.stat().st_size for shard in sample_set.glob("train-*.tar"))
+    assert cold["store"]["stalled_s"] > 0
+    assert warm["store"]["shards"] == 0
+
+
 def test_two_ranks_measure_at_the_same_time_and_one_reports(sample_set, tmp_path):
     trace = tmp_path / "t.json"
     with socket.socket() as free:
