@@ -170,6 +170,7 @@ def test_the_loader_gives_the_same_batches_as_from_the_folder_and_a_warm_epoch_a
     with opened(far) as again:
         assert batches_of(again, **order) == batches_of(far.here, **order)
     assert far.asked()[before:] == ["manifest.json"]
+    assert {seen.method for seen in far.s3.proxy.seen()} == {"GET"}  # nothing is listed or looked at
 
 
 def test_a_cache_of_two_windows_is_enough_and_is_never_exceeded(s3, tmp_path, monkeypatch):
