@@ -65,6 +65,20 @@ def decode_into(stored: StoredImages, sample: int, pixels: NDArray[np.uint8], sc
         raise stored.undecodable(sample, f"it has {decoded.shape[1]}x{decoded.shape[0]} pixels")
 
 
+def _check_header(stored: StoredImages, sample: int, file: NDArray[np.uint8]) -> None:
+    """Whether a file is a JPEG of the set's size: the graph's own words would not name the sample.
+
+    Raises:
+        UndecodableSample: it is not.
+    """
+    try:
+        height, width = simplejpeg.decode_jpeg_header(file)[:2]
+    except ValueError as error:
+        raise stored.undecodable(sample, str(error)) from None
+    if (height, width) != (stored.side, stored.side):
+        raise stored.undecodable(sample, f"it has {width}x{height} pixels")
+
+
 def piece_size(images: int, threads: int) -> int:
     """Images that a thread takes at a time: few enough that the threads end a batch together."""
     return max(1, min(_PIECE, images // (2 * threads)))
@@ -134,4 +148,6 @@ class ImageSource:
         with span("bytes", images=len(samples)):
             for place, (sample, into) in enumerate(zip(samples, files, strict=True), first):
                 file = stored.read(sample, into)
+                if self._encoded:
+                    _check_header(stored, sample, file)
                 images[place] = file if self._encoded else stored.pixels_of(sample, file)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alexshard.pipeline import Loader, UndecodableSample
+from alexshard.pipeline import Loader, UndecodableSample, kernels
 from alexshard.shards import (
     AlexshardError,
     CorruptShardSet,
@@ -30,6 +30,7 @@ from alexshard.shards import (
     finish_shard_set,
     ppm_bytes,
 )
+from simplejpeg import encode_jpeg
 
 from tests.conftest import alexshard
 
@@ -240,12 +241,28 @@ def first_bytes_of(folder, sample, by):
     return index
 
 
+MAKERS = [("threads", "cores"), ("dali", "cores"), ("dali", "card"), ("dali", "split"), ("reference", "cores")]
+
+
+def making(backend, decoder):
+    """Arguments of a loader whose batches are made so; skips where this machine has not what it takes."""
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    if backend == "threads" and not kernels.AVAILABLE:
+        pytest.skip("the kernels are not compiled")
+    return {"backend": backend, "decoder": decoder}
+
+
+@pytest.mark.filterwarnings("ignore:backend='reference'")
+@pytest.mark.parametrize(("backend", "decoder"), MAKERS)
 @pytest.mark.parametrize("place", [0, 40], ids=["in the first shard", "in the last"])
-def test_a_shard_that_was_altered_after_the_build_is_told_when_the_image_is_first_read(folder, place):
+def test_a_shard_that_was_altered_after_the_build_is_told_when_the_image_is_first_read(
+    folder, place, backend, decoder
+):
     index = first_bytes_of(folder, place, b"other")
     with (
         alarm(),
-        Loader(folder, batch_size=73, order="stored") as loader,
+        Loader(folder, batch_size=73, order="stored", **making(backend, decoder)) as loader,
         pytest.raises(
             UndecodableSample, match=r"its bytes have CRC-32 \w{8}, those that were packed had"
         ) as error,
@@ -258,16 +275,19 @@ def test_a_shard_that_was_altered_after_the_build_is_told_when_the_image_is_firs
     assert f"alexshard verify '{folder}' --repair SOURCE" in error.value.remedy
 
 
+@pytest.mark.filterwarnings("ignore:backend='reference'")
+@pytest.mark.parametrize(("backend", "decoder"), MAKERS)
 @pytest.mark.parametrize(
     ("extension", "image", "told"),
     [
         ("jpg", b"no JPEG at all", ""),
+        ("jpg", encode_jpeg(np.zeros((SIDE, SIDE - 1, 3), np.uint8)), f"it has {SIDE - 1}x{SIDE} pixels"),
         ("ppm", b"no PPM at all", "no PPM file as this project writes it"),
         ("ppm", ppm_bytes(np.zeros((SIDE, SIDE - 1, 3), np.uint8)), f"it has {SIDE - 1}x{SIDE} pixels"),
     ],
 )
 def test_a_sample_that_was_packed_so_and_does_not_decode_is_told_with_its_place(
-    jpeg_set, raw_set, tmp_path, extension, image, told
+    jpeg_set, raw_set, tmp_path, extension, image, told, backend, decoder
 ):
     pictures = raw_set if extension == "ppm" else jpeg_set
     manifest = ShardSet.open(pictures.path).manifest
@@ -285,7 +305,11 @@ def test_a_sample_that_was_packed_so_and_does_not_decode_is_told_with_its_place(
         rows=[SampleRow("strange", 3, "train", "train-000000.tar", "x", "", crc32)],
         quarantine=[],
     )
-    with alarm(), Loader(tmp_path, batch_size=1) as loader, pytest.raises(UndecodableSample) as error:
+    with (
+        alarm(),
+        Loader(tmp_path, batch_size=1, **making(backend, decoder)) as loader,
+        pytest.raises(UndecodableSample) as error,
+    ):
         next(iter(loader))
 
     assert f"sample strange is no {SIDE}x{SIDE} RGB image: " in error.value.what
