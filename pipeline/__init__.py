@@ -1,7 +1,7 @@
-"""From a shard set to batches: order → draws → bytes → decode → DALI graph → torch.
+"""From a shard set to batches: order → draws → bytes → decode → crop, mirror, mean, jitter → torch.
 
 `Loader` is all that most callers need; the rest is what it is made of, as functions. Importing this package
-imports torch, not DALI; making a `Loader` imports that.
+imports torch, not DALI; a `Loader` whose backend is "dali" imports that.
 """
 
 from .arrivals import Arrivals
@@ -15,6 +15,7 @@ from .remote import open_shard_set, parse_bytes
 from .sampler import OrderSampler, ShardImages
 from .shelving import RemoteShelf
 from .stages import STAGES, Stages
+from .times import Times
 from .trace import Trace, span, write_trace
 from .whole import WholeEpochs
 
@@ -40,6 +41,7 @@ __all__ = [
     "Span",
     "Stages",
     "StaleIteration",
+    "Times",
     "Trace",
     "UndecodableSample",
     "WholeEpochs",

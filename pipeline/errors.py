@@ -4,7 +4,7 @@ AlexshardError
 ├── UndecodableSample   an image's bytes are no image of the size that the set promises
 ├── GraphFailed         DALI refused to build or run the graph
 └── WrongCall
-    ├── NoDali          DALI is not installed
+    ├── NoDali          DALI is not installed, and was asked for or is needed (a card)
     ├── StaleIteration  a later iteration of the same loader has begun
     └── OtherState      a loader state of another shard set, seed or order
 """
