@@ -9,6 +9,9 @@ import shlex
 import signal
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,8 +64,25 @@ def machine_options(command: Any) -> Any:
 
 @click.group(cls=Cli)
 @click.version_option(__version__, prog_name="alextrain")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Train AlexNet on a shard set as in 2012, and evaluate it."""
+    ctx.with_resource(_warnings_in_a_line())
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """A warning is its sentence, once, without the place in the code that made it."""
+    said = set()
+
+    def say(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            click.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = say
+        yield
 
 
 @main.command()
@@ -202,6 +222,8 @@ def eval_command(
         build_network,
         evaluate,
         evaluation_loader,
+        loading,
+        loading_line,
         validation_split,
     )
 
@@ -221,12 +243,14 @@ def eval_command(
             evaluation_loader(checkpoint.recipe, shard_set, split, machine, views=how_many) as loader,
             Progress(f"eval {split}", loader.num_samples, "images") as progress,
         ):
+            click.echo(loading_line(loader), err=True)
             found = evaluate(network, loader, on_images=progress.advance)
         assert found is not None  # nothing asked it to stop
         about = {
             "run": str(run),
             "step": checkpoint.step,
             "shard_set": shard_set.shown,
+            "loader": loading(loader),
             "trained_on_this_set": shard_set.digest == checkpoint.shard_set,
             **dataclasses.asdict(found),
             "classes": checkpoint.num_classes,

@@ -8,7 +8,7 @@ from .evaluate import Evaluation, Tally, evaluate, evaluation_loader, tally
 from .loop import Diverged, Outcome, Reporter, train
 from .machine import Machine, versions
 from .network import AlexNet
-from .plan import Plan, validation_split
+from .plan import Plan, loading, loading_line, validation_split
 from .recipe import LAYERS, PRESETS, Recipe, Segment, differences
 from .run_folder import DamagedRun, Record, RunFolder
 from .schedule import Schedule
@@ -40,6 +40,8 @@ __all__ = [
     "differences",
     "evaluate",
     "evaluation_loader",
+    "loading",
+    "loading_line",
     "measure_demand",
     "tally",
     "train",

@@ -292,6 +292,20 @@ def test_how_batches_are_made_may_change_between_the_parts_of_a_run(home, tmp_pa
     assert Checkpoint.load(RunFolder(tmp_path / "r").checkpoint).step == 5
 
 
+def test_the_slow_backend_is_warned_of_in_one_line(home, tmp_path):
+    slow = ("--backend", "reference", "--epochs", 1, "--max-steps", 1, *SMALL)
+    run = alextrain("run", "--out", tmp_path / "r", *slow, cwd=home)
+    judged = alextrain("eval", tmp_path / "r", "--backend", "reference", "--json", cwd=home)
+
+    assert (run.returncode, judged.returncode) == (0, 0), run.stderr + judged.stderr
+    for told in (run.stderr, judged.stderr):
+        assert told.count("backend='reference' makes batches in plain NumPy") == 1
+        assert "\nwarning: backend='reference'" in f"\n{told}"
+        assert "UserWarning" not in told
+        assert "\nloader: backend reference, decoder cores" in told
+    assert json.loads(judged.stdout)["loader"]["backend"] == "reference"
+
+
 def test_a_set_at_an_address_is_trained_on_resumed_and_evaluated(home, tmp_path):
     address = (home / "shards" / "drawn").as_uri()
     cache = ("--cache", tmp_path / "cache", "--cache-size", "1GB")
