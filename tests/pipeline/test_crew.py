@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -62,22 +64,28 @@ def test_a_thread_that_is_done_goes_on_with_the_next_task(crew):
     slow.wait()
 
 
-def test_of_several_errors_the_first_ones_piece_is_told_as_itself(crew):
-    late, early = threading.Event(), ValueError("early")
+@pytest.mark.parametrize("fails_first", [0, 1])
+def test_of_several_errors_the_first_pieces_is_told_as_itself(crew, fails_first):
+    """Whichever failed first: both run at the same time."""
+    both, other_failed = threading.Barrier(2), threading.Event()
+    errors = [ValueError("first piece"), KeyError("second piece")]
 
-    def fails_late(_):
-        late.wait(DEADLINE_S)
-        raise early
+    def fails(number):
+        both.wait(DEADLINE_S)
+        if number != fails_first:
+            other_failed.wait(DEADLINE_S)
+        raise errors[number]
 
-    def fails_at_once(_):
-        late.set()
-        raise KeyError("later piece")
-
-    task = crew.begin([fails_late, fails_at_once])
-    with pytest.raises(ValueError, match="early") as told:
+    task = crew.begin([lambda _: fails(0), lambda _: fails(1)])
+    deadline = time.monotonic() + DEADLINE_S
+    while task._failed is None and time.monotonic() < deadline:
+        os.sched_yield()
+    assert task._failed == (fails_first, errors[fails_first])
+    other_failed.set()
+    with pytest.raises(ValueError, match="first piece") as told:
         task.wait()
 
-    assert told.value is early
+    assert told.value is errors[0]
 
 
 def test_pieces_after_a_failed_one_are_left_out(crew):
