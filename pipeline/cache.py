@@ -143,9 +143,13 @@ class Cache:
                 raise
         return Arriving(fd, part, whole, size, self._fds.discard)
 
-    def drop(self, sha256: str) -> None:
-        """Remove a shard; who has it open reads on."""
-        (self._shards / f"{sha256}{SHARD}").unlink(missing_ok=True)
+    def drop(self, sha256: str) -> bool:
+        """Remove a shard, and say whether it was there; who has it open reads on."""
+        try:
+            (self._shards / f"{sha256}{SHARD}").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def is_sound(self, sha256: str) -> bool:
         """Whether the shard is here and its bytes are those of its name."""

@@ -52,6 +52,7 @@ class _Fetching:
         self._elsewhere: set[str] = set()  # on their way in another process
         self._wanted: list[ShardEntry] = []
         self._threads: list[threading.Thread] = []
+        self._at_work = 0  # of them; one that has seen the end of the list is not, though it may be alive still
 
     @property
     def files(self) -> RemoteFiles:
@@ -103,7 +104,8 @@ class _Fetching:
             self._elsewhere.clear()
             self._changed.notify_all()
             self._threads = [thread for thread in self._threads if thread.is_alive()]
-            while len(self._threads) < min(SHARDS_AT_ONCE, len(shards)) and not self._ended.is_set():
+            while self._at_work < min(SHARDS_AT_ONCE, len(shards)) and not self._ended.is_set():
+                self._at_work += 1
                 thread = threading.Thread(target=self._work, name="alexshard-fetch", daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -150,11 +152,12 @@ class _Fetching:
                     flight = self._flights[shard.sha256] = _Flight()
                     return shard, flight
                 if not self._elsewhere:
-                    return None
+                    break
                 # Another process has the rest on its way; should it end, this one goes on.
                 self._changed.wait(_LOOK_S)
                 self._elsewhere.clear()
-        return None
+            self._at_work -= 1
+            return None
 
     def _fetch(self, shard: ShardEntry, flight: _Flight, *, now: bool) -> int | None:
         """Bring a shard here. Returns its descriptor; None: it is here, or another process brings it."""
@@ -227,7 +230,7 @@ class RemoteShelf:
         self.shown = shown
         self._digest, self._connect, self._cache = digest, connect, cache
         self._tally = Tally()
-        self._lock = threading.Lock()
+        self._lock, self._mending = threading.Lock(), threading.Lock()
         self._now: list[_Fetching] = []  # at most one
         self._cache.need([digest])
         # Also at the end of the interpreter, before it stops threads in the middle of something.
@@ -267,11 +270,13 @@ class RemoteShelf:
         self._fetching().ahead(shards)
 
     def again(self, shard: ShardEntry) -> bool:
-        """Drop a shard whose copy here is damaged, so that `open` fetches it anew; False: the copy is as built."""
-        if self._cache.is_sound(shard.sha256):
-            return False
-        self._cache.drop(shard.sha256)
-        self._tally.add(damaged=1)
+        """Drop a shard whose copy here is damaged, so that `open` fetches it anew. Always worth another try.
+
+        Where the copy is sound, another thread has had it fetched meanwhile, or the fault is the shard's own.
+        """
+        with self._mending:
+            if not self._cache.is_sound(shard.sha256) and self._cache.drop(shard.sha256):
+                self._tally.add(damaged=1)
         return True
 
     def check_fits(self, shards: Sequence[ShardEntry], window: int) -> None:
@@ -330,7 +335,7 @@ _shelves: weakref.WeakSet[RemoteShelf] = weakref.WeakSet()
 
 def _new_locks_in_the_child() -> None:
     for shelf in _shelves:
-        shelf._lock = threading.Lock()
+        shelf._lock, shelf._mending = threading.Lock(), threading.Lock()
         shelf._tally = Tally()
 
 

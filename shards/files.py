@@ -76,9 +76,10 @@ class ShardFiles:
 
     def again(self, shard: int) -> bool:
         """Its bytes are not those that were packed: let go of it if the shelf has another copy of it."""
-        with self._lock:
+        again = self.shelf.again(self.index.shards[shard])
+        with self._lock:  # after that: another thread may have opened the old copy meanwhile
             self._open.pop(shard, None)
-        return self.shelf.again(self.index.shards[shard])
+        return again
 
     def keep_only(self, shards: Collection[int]) -> None:
         """Let go of all others: they are not wanted soon, and a cache may drop what nobody holds."""

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alexshard.pipeline import Loader, fetching, open_shard_set, parse_bytes
+from alexshard.pipeline import Loader, fetching, open_shard_set, parse_bytes, shelving
+from alexshard.pipeline.cache import Cache
+from alexshard.pipeline.cache_files import NoRoom
 from alexshard.pipeline.fetching import Stopped
 from alexshard.shards import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, ShardSet, WrongCall
 
@@ -171,6 +173,14 @@ def test_the_loader_gives_the_same_batches_as_from_the_folder_and_a_warm_epoch_a
         assert batches_of(again, **order) == batches_of(far.here, **order)
     assert far.asked()[before:] == ["manifest.json"]
     assert {seen.method for seen in far.s3.proxy.seen()} == {"GET"}  # nothing is listed or looked at
+
+
+def test_the_loader_takes_the_address_itself(far, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+
+    assert batches_of(far.address, order="windowed") == batches_of(far.here, order="windowed")
+    assert len(list((tmp_path / "xdg/alexshard/shards/shards").iterdir())) == 2
+    assert [thread.name for thread in threading.enumerate() if thread.name == "alexshard-fetch"] == []
 
 
 def test_a_cache_of_two_windows_is_enough_and_is_never_exceeded(s3, tmp_path, monkeypatch):
@@ -354,7 +364,7 @@ def test_what_is_needed_now_does_not_wait_for_what_is_needed_next(s3, tmp_path, 
     far = many_shards(s3, tmp_path, monkeypatch)
     with opened(far) as shard_set:
         shards = shard_set.index("train").shards
-        holds = [Hold(key=shard.name) for shard in shards[:4]]
+        holds = [Hold(key=shard.name) for shard in shards[: shelving.SHARDS_AT_ONCE]]
         s3.proxy.add(*holds)
         shard_set.shelf.ahead(shards)
         assert all(hold.reached.wait(60) for hold in holds)  # all threads of the background are busy
@@ -365,8 +375,6 @@ def test_what_is_needed_now_does_not_wait_for_what_is_needed_next(s3, tmp_path, 
 
 
 def test_shards_are_fetched_in_the_order_of_need(s3, tmp_path, monkeypatch):
-    from alexshard.pipeline import shelving
-
     monkeypatch.setattr(shelving, "SHARDS_AT_ONCE", 1)
     far = many_shards(s3, tmp_path, monkeypatch)
     with opened(far) as shard_set:
@@ -376,6 +384,9 @@ def test_shards_are_fetched_in_the_order_of_need(s3, tmp_path, monkeypatch):
 
         assert s3.proxy.wait_for(4, "GET", ".tar")
         assert far.asked(".tar") == [shard.name for shard in wanted]
+        with pytest.raises(NoRoom):  # what is announced stays
+            Cache(far.cache, 1).begin("f" * 64, 1, now=False)
+        assert wait_until(lambda: len(list((far.cache / "shards").glob("*.tar"))) == 4)
 
 
 def test_a_forked_process_fetches_for_itself(far):
