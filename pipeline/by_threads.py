@@ -22,7 +22,9 @@ from .making import Made, Plan, Work, on_device
 from .trace import span
 from .treatment import Treated
 
-_AHEAD = 64  # images that wait for a thread at least, as whole batches
+# Images that wait for a thread at least, as whole batches: without any, threads wait for the end of each batch
+# (0.9 of the images/s with one batch on its way, of 16 images or of 128).
+_AHEAD = 64
 
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "uint8": np.uint8}
 

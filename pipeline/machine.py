@@ -10,7 +10,7 @@ import torch
 from ..shards import usable_cores
 
 _MOST_OF_MEMORY = 8  # at most this part of the free memory is filled with batches ahead
-_LEAST, _MOST = 2, 4  # batches ahead: more hid no longer pause of any kind that was measured
+_LEAST, _MOST = 2, 4  # batches ahead, beside those that are being made: two for an even pace, four for pauses
 
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMORY = Path("/proc/meminfo")
