@@ -96,8 +96,10 @@ def test_a_stage_that_is_closed_leaves_no_thread_behind(stage, jpeg_set):
 
 @pytest.mark.skipif(not kernels.AVAILABLE, reason="NO C KERNELS: the threads backend is not there")
 def test_a_stage_does_what_it_is_named_for_and_no_more(jpeg_set, monkeypatch):
-    """Of the kernels that cut and finish: none, one, the other."""
+    """Of what decodes, cuts and finishes."""
     called: list[str] = []
+    decode_into = decode.decode_into
+    monkeypatch.setattr(decode, "decode_into", lambda *a: (called.append("decode"), decode_into(*a)))
     cut, finish = kernels.cut, kernels.finish
     monkeypatch.setattr(kernels, "cut", lambda *a, **k: (called.append(f"cut {k['mirror']}"), cut(*a, **k)))
     monkeypatch.setattr(kernels, "finish", lambda *a, **k: (called.append("finish"), finish(*a, **k)))
@@ -111,11 +113,11 @@ def test_a_stage_does_what_it_is_named_for_and_no_more(jpeg_set, monkeypatch):
 
     assert seen == {
         "bytes": set(),
-        "decode": set(),
-        "crop": {"cut False"},
-        "finish": {"finish"},
-        "device": {"finish"},
-        "loader": {"finish"},
+        "decode": {"decode"},
+        "crop": {"decode", "cut False"},
+        "finish": {"decode", "finish"},
+        "device": {"decode", "finish"},
+        "loader": {"decode", "finish"},
     }
 
 
