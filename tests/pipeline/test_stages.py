@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from alexshard.pipeline import STAGES, Loader, Stages, Trace, kernels
+from alexshard.pipeline import STAGES, Loader, Stages, Trace, decode, kernels
 from alexshard.pipeline import bytes as stored_bytes
 
 BACKENDS = [{"backend": "dali"}, {"backend": "dali", "decoder": "card"}, {"backend": "dali", "decoder": "split"}]
