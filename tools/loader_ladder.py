@@ -10,6 +10,7 @@ from typing import Any
 from ..pipeline import STAGES, Loader, Stages
 from .loader_figures import Run, added, figures, own_us_per_image
 from .loader_meter import Meter, Ranks, timed
+from .loader_peers import settled
 
 Open = Callable[[], Loader]
 
@@ -70,6 +71,8 @@ def run_ladder(
     own: dict[str, list[list[Run]]] = {stage: [] for stage in (*STAGES, "replay")}
     others: dict[str, list[list[Run]]] = {name: [] for name in rivals}
     for _ in range(how.repeats):
+        if rivals:
+            settled()  # the last of them still makes batches ahead
         for stage, runs in run_stages(loader, how).items():
             own[stage].append(runs)
         own["replay"].append(run_replay(loader, how))

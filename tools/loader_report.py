@@ -96,7 +96,7 @@ def _ladder(report: dict[str, Any]) -> Table:
     if (store := report["store"]) is not None:
         notes.append(
             f"{store['shards']:,} shards came from the store, {byte_size(store['bytes'])}; "
-            f"the loader waited for them {store['stalled_s']:.1f} s in all, "
+            f"somebody waited for them {store['stalled_s']:.1f} s in all, "
             f"and {report['stages'][-1]['store_share']:.1%} of the runs as the trainer gets it."
         )
     if report["peers"]:

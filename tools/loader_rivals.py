@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from ..pipeline import Loader
+from ..pipeline import Loader, Stages
 from ..shards import ShardSet, WrongCall
 from .loader_figures import Run
 from .loader_meter import Meter, Ranks, timed
-from .loader_peers import AHEAD, Asked, Decoding, Moving, Peer, chosen
+from .loader_peers import AHEAD, Asked, Decoding, Moving, Peer, chosen, settled
 from .loader_training import endless
 
 OURS = "alexshard, the same work"
@@ -85,7 +85,8 @@ class Rivals:
 
     def add_ours(self, loader: Loader) -> None:
         """Our loader, opened for the work that peers are asked for, as the first to compare with."""
-        self._take(OURS, (len(batch) for batch in endless(loader)), about="augmented as paper, channel mean")
+        work = (len(batch) for batch in endless(loader))
+        self._take(OURS, work, about="augmented as paper, channel mean", ahead=Stages(loader).ahead("loader"))
         self.listed.insert(0, self.listed.pop())
 
     def add_limits(self) -> None:
@@ -96,12 +97,19 @@ class Rivals:
 
     def turns(self, seconds: float) -> dict[str, Callable[[], Run]]:
         """Each one's turn, in the order of `listed`."""
-        return {each["name"]: partial(self._turns[each["name"]], seconds) for each in self.listed}
 
-    def _take(self, name: str, work: Iterator[int], *, about: str, version: str = "", lacks: str = "") -> None:
+        def turn(name: str) -> Run:
+            settled()  # whoever had the last turn still makes batches ahead
+            return self._turns[name](seconds)
+
+        return {each["name"]: partial(turn, each["name"]) for each in self.listed}
+
+    def _take(
+        self, name: str, work: Iterator[int], *, about: str, version: str = "", lacks: str = "", ahead: int = AHEAD
+    ) -> None:
         meter = Meter(torch.device("cpu"), tree=True)
         self.listed.append({"name": name, "version": version, "about": about, "lacks": lacks})
-        self._turns[name] = lambda seconds: timed(work, seconds=seconds, ahead=AHEAD, meter=meter, ranks=Ranks())
+        self._turns[name] = lambda seconds: timed(work, seconds=seconds, ahead=ahead, meter=meter, ranks=Ranks())
 
     def _limit(self, name: str, images_per_s: Callable[[float], float], about: str) -> None:
         meter = Meter(torch.device("cpu"))

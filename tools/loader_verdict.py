@@ -149,7 +149,8 @@ def _enough(found: Findings) -> int:
 
 
 def _costliest(found: Findings) -> str:
-    if found.remote and found.store_share > 0.5:
+    idle = found.busy["loader"] < 0.5 * found.threads * found.ranks  # else others worked while one waited
+    if found.remote and found.store_share > 0.5 and idle:
         return "store"
     own = own_us_per_image(found.rates)
     return max(own, key=lambda stage: own[stage])

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from alexshard.pipeline import STAGES, Loader, Stages, Trace, decode, kernels
+from alexshard.pipeline import STAGES, Loader, Stages, Trace, UndecodableSample, decode, kernels
 from alexshard.pipeline import bytes as stored_bytes
 
 BACKENDS = [{"backend": "dali"}, {"backend": "dali", "decoder": "card"}, {"backend": "dali", "decoder": "split"}]
@@ -130,7 +130,7 @@ def test_a_damaged_image_is_told_of_by_every_stage(jpeg_set, monkeypatch):
         for stage in STAGES:
             with (
                 closing(Stages(loader).batches(stage)) as batches,
-                pytest.raises(Exception, match="it is damaged"),
+                pytest.raises(UndecodableSample, match="it is damaged"),
             ):
                 next(batches)
 

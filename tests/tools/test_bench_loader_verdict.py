@@ -105,15 +105,16 @@ def test_rates_that_are_nearly_equal_make_neither_the_limit():
             "--prefetch 4 (now 2), or a larger --batch-size.",
         ),
         ({"bytes": 4_500.0, "decode": 4_400.0}, {}, "bytes", "more cores."),
+        ({}, {"remote": True, "store_share": 0.7}, "finish", "more cores"),
         (
             {"bytes": 4_500.0, "decode": 4_400.0},
-            {"busy": {"bytes": 0.1}},
+            {"busy": {"bytes": 0.1, "loader": 2.0}},
             "bytes",
             "memory that holds the shards, or a faster disk, or --order windowed.",
         ),
         (
             {},
-            {"remote": True, "store_share": 0.7},
+            {"remote": True, "store_share": 0.7, "busy": {"loader": 0.4}},
             "store",
             "--order windowed, which reads ahead, or a faster link, or a --cache that holds the set.",
         ),
