@@ -12,7 +12,7 @@ from .plan import Plan, loading, loading_line, validation_split
 from .recipe import LAYERS, PRESETS, Recipe, Segment, differences
 from .run_folder import DamagedRun, Record, RunFolder
 from .schedule import Schedule
-from .step import Stepper, measure_demand
+from .step import Stepper
 from .towers import TwoTowers, build_network
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "evaluation_loader",
     "loading",
     "loading_line",
-    "measure_demand",
     "tally",
     "train",
     "validation_split",

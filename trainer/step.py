@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import Masks
-from .machine import Machine
 from .metrics import sums
 from .recipe import Recipe, Segment
 from .schedule import Schedule
 from .sgd import PaperSGD
-from .towers import Network, build_network
+from .towers import Network
 
 
 class Stepper:
@@ -40,36 +37,3 @@ class Stepper:
         self.sgd.step()
         with torch.no_grad():
             return sums(logits, labels)
-
-
-def measure_demand(
-    recipe: Recipe,
-    *,
-    num_classes: int,
-    side: int,
-    device: str = "auto",
-    batch_size: int,
-    repeats: int = 3,
-    steps: int | None = None,
-) -> list[float]:
-    """Images/s of training on a batch that stays on the device, measured `repeats` times after a warm-up.
-
-    The device is waited for after every `steps` steps, None: 10 on a GPU, where launching one step overlaps with
-    computing the one before as it does in a run, and 1 on a CPU.
-    """
-    machine = Machine.choose(device)
-    generator = torch.Generator().manual_seed(0)
-    # Noise of the size of mean-subtracted pixels: what is in a batch does not change how long a step takes.
-    images = (torch.randn(batch_size, 3, side, side, generator=generator) * 60).to(machine.device)
-    labels = torch.randint(num_classes, (batch_size,), generator=generator).to(machine.device)
-    stepper = Stepper(build_network(recipe, num_classes, side, machine.devices), recipe, Schedule.of(recipe, 1))
-    steps = steps or (10 if machine.device.type == "cuda" else 1)
-    rates = []
-    for repeat in range(repeats + 1):
-        machine.synchronize()
-        started = time.perf_counter()
-        for step in range(repeat * steps, (repeat + 1) * steps):
-            stepper.step(step, images, labels)
-        machine.synchronize()
-        rates.append(batch_size * steps / (time.perf_counter() - started))
-    return rates[1:]

@@ -1,12 +1,9 @@
-"""Devices by name; the demand of a network."""
-
-import dataclasses
+"""Devices by name."""
 
 import pytest
 import torch
 from alexshard.shards import WrongCall
-from alexshard.trainer import Machine, Recipe, measure_demand
-from alexshard.trainer.step import Stepper
+from alexshard.trainer import Machine
 
 
 def test_auto_is_a_gpu_where_there_is_one():
@@ -37,27 +34,6 @@ def test_a_device_that_cannot_be_used_is_a_wrong_call(wrong, message):
         Machine.choose(**wrong)
 
     assert refused.value.exit_code == 2
-
-
-def test_demand_is_one_rate_for_each_repeat():
-    recipe = dataclasses.replace(Recipe.original(), width=0.125)
-
-    rates = measure_demand(recipe, num_classes=10, side=64, device="cpu", batch_size=8, repeats=4)
-
-    assert len(rates) == 4
-    assert all(rate > 0 for rate in rates)
-
-
-def test_demand_waits_for_the_device_only_between_measurements(monkeypatch):
-    events = []
-    step, synchronize = Stepper.step, Machine.synchronize
-    monkeypatch.setattr(Stepper, "step", lambda *given: events.append("step") or step(*given))
-    monkeypatch.setattr(Machine, "synchronize", lambda machine: events.append("wait") or synchronize(machine))
-    recipe = dataclasses.replace(Recipe.original(), width=0.125)
-
-    measure_demand(recipe, num_classes=10, side=64, device="cpu", batch_size=4, repeats=2, steps=3)
-
-    assert events == ["wait", "step", "step", "step", "wait"] * 3
 
 
 def test_the_loader_is_told_what_was_asked_for_and_nothing_else():
