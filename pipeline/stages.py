@@ -7,9 +7,9 @@ finish   finished batches: mirror, mean and jitter too, in the type that is aske
 device   finished batches on the device, with labels and keys, in the calling thread
 loader   batches as a trainer gets them: made in a background thread, some ahead
 
-So each stage contains those before it, with as many batches on their way as in the loader. All go on through the
-epochs, so that none finds its images in memory because another has just read them. Each has threads and memory of
-its own while it runs.
+So each stage contains those before it, with as many batches on their way as in the loader, in pieces of the same
+size. All go on through the epochs, so that none finds its images in memory because another has just read them. Each
+has threads and memory of its own while it runs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any
 
 import numpy as np
 
+from ..shards import WrongCall
 from .ahead import ReadAhead
 from .batch import Batch
 from .choosing import make_maker
 from .crew import Crew, Task
-from .decode import Scratch, pixels_of
+from .decode import Scratch, piece_size, pixels_of
 from .loader import Loader
 from .making import Maker, Plan, Work
 from .trace import span
@@ -36,15 +36,22 @@ from .treatment import Treatment
 
 STAGES = ("bytes", "decode", "crop", "finish", "device", "loader")
 
-_PIECE = 8  # images, as the makers' pieces
-_NO_MEAN: dict[str, Any] = {"own_mean": None, "central_mean": None, "channel_mean": None}
-_AHEAD = 64  # images that wait for a thread at least, as whole batches, likewise
-
 
 class Stages:
-    """Runs stages of a loader. The loader must not be iterated over meanwhile."""
+    """Runs stages of a loader. The loader must not be iterated over meanwhile.
+
+    Raises:
+        WrongCall: this rank has no sample in any epoch.
+    """
 
     def __init__(self, loader: Loader) -> None:
+        if not any(map(len, loader._sharing.spans())):
+            raise WrongCall(
+                f"rank {loader._sharing.rank} has no sample of {loader.split}, so there is nothing to measure",
+                where=loader.shard_set.shown,
+                why=f"it has {loader.num_samples:,} for {loader._sharing.world_size} ranks",
+                remedy="fewer ranks",
+            )
         self._loader = loader
         self._epochs = count(loader.epoch)
 
@@ -73,8 +80,8 @@ class Stages:
 
     def ahead(self, stage: str) -> int:
         """How many batches may have been made before the first is taken, and so must not be counted."""
-        on_their_way = max(2, -(-_AHEAD // self._loader._plan.batch_size)) + 1
-        return on_their_way + (self._loader.prefetch + 1 if stage == "loader" else 1)
+        begun = self._loader._maker.in_flight + 1
+        return begun + (self._loader.prefetch + 1 if stage == "loader" else 0)
 
     def kept(self) -> list[Batch]:
         """Some of the loader's batches, as many as it makes ahead and one more."""
@@ -102,16 +109,16 @@ class Stages:
 
     def _by_crew(self, piece: Callable[[list[int], Scratch], None]) -> Generator[int, None, None]:
         """Pieces of images done by threads of their own, as those of the makers are."""
-        plan = self._loader._plan
+        plan, in_flight = self._loader._plan, self._loader._maker.in_flight
         crew = Crew(plan.threads, partial(Scratch, plan.stored))
         begun: deque[tuple[Task[Scratch], int]] = deque()
         try:
             for work in self._works():
                 samples = work.samples.tolist()
-                size = max(1, min(_PIECE, -(-len(samples) // len(crew))))
+                size = piece_size(len(samples), len(crew))
                 pieces = [partial(piece, samples[first : first + size]) for first in range(0, len(samples), size)]
                 begun.append((crew.begin(pieces), len(samples)))
-                if len(begun) > max(1, -(-_AHEAD // plan.batch_size)):
+                if len(begun) > in_flight:
                     task, images = begun.popleft()
                     task.wait()
                     yield images

@@ -11,6 +11,8 @@ import pytest
 import torch
 from alexshard.pipeline import STAGES, Loader, Stages, Trace, UndecodableSample, decode, kernels
 from alexshard.pipeline import bytes as stored_bytes
+from alexshard.pipeline.crew import Crew
+from alexshard.shards import WrongCall
 
 BACKENDS = [{"backend": "dali"}, {"backend": "dali", "decoder": "card"}, {"backend": "dali", "decoder": "split"}]
 if kernels.AVAILABLE:
@@ -77,6 +79,31 @@ def workers():
     """Threads of ours, but for the one that asks the system to read ahead, which ends by itself."""
     names = ("alexshard-decode", "alexshard-read-ahead")
     return {each for each in threading.enumerate() if each.is_alive() and each.name.startswith(names)}
+
+
+@pytest.mark.parametrize("batch_size", [16, 73])
+@pytest.mark.parametrize("about", BACKENDS[:-1], ids=name_of)  # a split batch is two tasks, as bytes it is one
+def test_stages_have_pieces_and_batches_on_their_way_as_the_loader_has(about, batch_size, jpeg_set, monkeypatch):
+    begun: list[int] = []
+    begin = Crew.begin
+    monkeypatch.setattr(Crew, "begin", lambda crew, pieces: (begun.append(len(pieces)), begin(crew, pieces))[1])
+    seen = {}
+    with Loader(jpeg_set.path, "train", batch_size, threads=2, **about) as loader:
+        for stage in STAGES[:-2]:
+            with closing(Stages(loader).batches(stage)) as batches:
+                next(batches)
+            seen[stage] = begun.copy()
+            begun.clear()
+
+    assert all(pieces == seen["finish"] for pieces in seen.values())
+
+
+def test_a_rank_without_samples_is_told_so_instead_of_looking_for_them_for_ever(jpeg_set):
+    with (
+        Loader(jpeg_set.path, "val", 1, rank=0, world_size=64, drop_last=False) as loader,
+        pytest.raises(WrongCall, match="rank 0 has no sample of val"),
+    ):
+        Stages(loader)
 
 
 @pytest.mark.parametrize("stage", STAGES)
