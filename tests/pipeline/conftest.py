@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
+from alexshard.pipeline import fetching
 from alexshard.shards import (
     ClassEntry,
     ImageFormat,
@@ -27,6 +29,11 @@ from alexshard.shards import (
     ppm_bytes,
 )
 from numpy.typing import NDArray
+
+from tests.s3_server import S3
+
+if TYPE_CHECKING:
+    from tests.pipeline.far import Far
 
 SIDE = 74  # crops of 64, slack 10
 SHARDS = {Split.TRAIN: (40, 33), Split.VAL: (21,), Split.TEST: (5,)}  # samples of each shard; test has no labels
@@ -150,3 +157,15 @@ def spoiled() -> Callable[..., str]:
         return index.keys[sample]
 
     return spoil
+
+
+@pytest.fixture
+def far(s3: S3, jpeg_set: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
+    """The JPEG set in a bucket; its shards come in parts of 40,000 bytes."""
+    from tests.pipeline.far import Far, upload
+
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(fetching, "PART_BYTES", 40_000)
+    upload(s3, jpeg_set.path)
+    return Far(s3, jpeg_set.path, tmp_path / "cache")

@@ -6,12 +6,18 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from alexshard.pipeline import open_shard_set
+import pytest
+from alexshard.pipeline import Loader, open_shard_set
 from alexshard.shards import ShardEntry, ShardSet
 
+from tests.pipeline import conftest
 from tests.s3_server import S3
 
 QUICK = (0.01,) * 8
@@ -83,3 +89,37 @@ def read(shard_set: ShardSet, shard: ShardEntry) -> str:
         return hashlib.sha256(os.pread(fd, shard.bytes + 1, 0)).hexdigest()
     finally:
         os.close(fd)
+
+
+@contextmanager
+def opened(far: Far, **options: Any) -> Iterator[ShardSet]:
+    shard_set = far.open(**options)
+    try:
+        yield shard_set
+    finally:
+        shard_set.shelf.close()
+
+
+def batches_of(shards: Any, **options: Any) -> list[tuple[list[str], list[int], bytes]]:
+    """Keys, labels and pixels of an epoch."""
+    with Loader(shards, batch_size=8, output="uint8", seed=3, drop_last=False, **options) as loader:
+        return [(list(batch.keys), batch.labels.tolist(), batch.images.numpy().tobytes()) for batch in loader]
+
+
+def many_shards(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
+    """Eight shards of four samples each in the bucket."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(conftest, "SHARDS", {conftest.Split.TRAIN: (4,) * 8, conftest.Split.VAL: (5,)})
+    conftest.make_pictures(tmp_path / "many", "jpeg")
+    upload(s3, tmp_path / "many")
+    return Far(s3, tmp_path / "many", tmp_path / "cache")
+
+
+def wait_until(holds: Callable[[], object], timeout: float = 60) -> bool:
+    pause = threading.Event()
+    for _ in range(int(timeout / 0.01)):
+        if holds():
+            return True
+        pause.wait(0.01)
+    return False
