@@ -8,8 +8,8 @@ device   finished batches on the device, with labels and keys, in the calling th
 loader   batches as a trainer gets them: made in a background thread, some ahead
 
 So each stage contains those before it, with as many batches on their way as in the loader, in pieces of the same
-size. All go on through the epochs, so that none finds its images in memory because another has just read them. Each
-has threads and memory of its own while it runs.
+size. All go on through the epochs, so that none finds its images in memory because another has just read them.
+Each has threads and memory of its own while it runs.
 """
 
 from __future__ import annotations

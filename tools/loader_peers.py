@@ -7,21 +7,20 @@ that it does not do.
     peers = chosen("all")
     with ExitStack() as stack:
         opened = {peer.name: stack.enter_context(peer.open(asked)) for peer in peers}
-        for turn in range(5):
-            for name, batches in opened.items():
-                settled()
-                images_per_s(batches, seconds=1.0)
+        for peer in peers:
+            settled()
+            for batch in islice(opened[peer.name], peer.ahead(asked.threads), None):  # then the clock starts
+                ...
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from difflib import get_close_matches
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -33,7 +32,6 @@ from .loader_peers_native import NATIVE_PEERS
 from .loader_peers_python import PYTHON_PEERS
 
 __all__ = [
-    "AHEAD",
     "PEERS",
     "Asked",
     "Decoding",
@@ -42,15 +40,12 @@ __all__ = [
     "Peer",
     "PeerBatch",
     "chosen",
-    "images_per_s",
     "settled",
 ]
 
 # Those that fork come first: opened in this order, they do so before the others have started threads.
 PEERS: dict[str, Peer] = {peer.name: peer for peer in (*PYTHON_PEERS, *NATIVE_PEERS)}
 
-# More than any peer has ready when its turn comes: those were made in the turns of others.
-AHEAD = 6
 _KEPT_IMAGES = 4096  # of those that are decoded again and again
 _LOOK_S, _RESTING = 0.04, 3  # seconds between looks at who is at work, and looks in a row that find nobody
 _PIECE = 32  # images that a thread takes at a time
@@ -76,22 +71,6 @@ def chosen(text: str) -> list[Peer]:
             raise WrongCall(f"--against: {name} {why}", remedy=f"pip install {PEERS[name].package[0]}")
         peers.append(PEERS[name])
     return peers
-
-
-def images_per_s(batches: Iterator[Any], seconds: float, *, ahead: int = AHEAD) -> float:
-    """Images a second over at least `seconds` and one batch, after what had been made ahead of this turn.
-
-    Args:
-        batches: endless; each a `PeerBatch`, or another that has `images`.
-        seconds: to take at least.
-        ahead: batches to leave out first.
-    """
-    for _ in range(ahead):
-        next(batches)
-    images, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds or images == 0:
-        images += len(next(batches).images)
-    return images / elapsed
 
 
 def settled(limit_s: float = 3.0) -> bool:

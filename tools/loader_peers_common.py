@@ -100,6 +100,8 @@ class PeerBatch(NamedTuple):
     labels: torch.Tensor  # int64 (N,)
 
 
+_A_FEW = 6  # batches: what any peer keeps in queues of its own, whatever its threads
+
 Open = Callable[[Asked], AbstractContextManager[Iterator[PeerBatch]]]
 
 
@@ -124,6 +126,7 @@ class Peer:
     probe: Callable[[], object] = dict  # raises where a library of the system is missing
     jitters: bool = True
     exact: bool = True  # every image once an epoch
+    ahead_per_thread: int = 0  # batches that it makes ahead for each of its threads or processes, beside a few
     copies: bool = False  # writes the images into a file of its own first, which is not timed
     tolerance: float = 1.0  # grey levels, in the mean of a JPEG: decoders differ, most at hard edges of colour
     encodings: tuple[str, ...] = ("jpeg", "raw")
@@ -143,6 +146,10 @@ class Peer:
             except PackageNotFoundError:
                 continue
         return Found("unknown", "")
+
+    def ahead(self, threads: int) -> int:
+        """More batches than it has ready when its turn comes: those were made in the turns of others."""
+        return _A_FEW + self.ahead_per_thread * threads
 
     def refuses(self, asked: Asked) -> str:
         """Why it cannot do what is asked; "" where it can."""

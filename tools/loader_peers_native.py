@@ -298,6 +298,7 @@ NATIVE_PEERS = (
         probe=lambda: needed("spdl.io.utils").get_ffmpeg_filters(),
         package=("spdl-io", "spdl"),
         run=_spdl,
+        ahead_per_thread=1,
         encodings=("jpeg",),
         tolerance=6.0,
     ),

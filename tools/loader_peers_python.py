@@ -121,12 +121,13 @@ def _torchdata(asked: Asked) -> Iterator[Iterator[PeerBatch]]:
     def batch(samples: list[int]) -> PeerBatch:
         return finished(torch.utils.data.default_collate([pictures[sample] for sample in samples]))
 
-    node = nodes.Batcher(nodes.IterableWrapper(_Permutations(asked)), batch_size=asked.batch_size)
-    node = nodes.ParallelMapper(node, batch, num_workers=asked.threads, method="thread", prebatch=None)
-    node = nodes.Prefetcher(node, prefetch_factor=2)
-    with closing(pictures.files):
-        node.reset()
-        yield iter(node)
+    def batches() -> Generator[PeerBatch, None, None]:
+        node = nodes.Batcher(nodes.IterableWrapper(_Permutations(asked)), batch_size=asked.batch_size)
+        node = nodes.ParallelMapper(node, batch, num_workers=asked.threads, method="thread", prebatch=None)
+        yield from nodes.Prefetcher(node, prefetch_factor=2)  # its threads end when nobody holds it any more
+
+    with closing(pictures.files), closing(batches()) as endless:
+        yield endless
 
 
 class _Member:
@@ -220,6 +221,7 @@ PYTHON_PEERS = (
         modules=("torch", "PIL"),
         package=("torch",),
         run=_torch,
+        ahead_per_thread=2,
     ),
     Peer(
         name="torchdata",
@@ -228,6 +230,7 @@ PYTHON_PEERS = (
         modules=("torchdata.nodes", "PIL"),
         package=("torchdata",),
         run=_torchdata,
+        ahead_per_thread=2,
     ),
     Peer(
         name="webdataset",
@@ -236,6 +239,7 @@ PYTHON_PEERS = (
         modules=("webdataset", "PIL"),
         package=("webdataset",),
         run=_webdataset,
+        ahead_per_thread=2,
         exact=False,
     ),
     Peer(
@@ -245,6 +249,7 @@ PYTHON_PEERS = (
         modules=("datasets", "PIL"),
         package=("datasets",),
         run=_datasets,
+        ahead_per_thread=2,
         exact=False,
     ),
     Peer(
@@ -254,6 +259,7 @@ PYTHON_PEERS = (
         modules=("litdata", "PIL"),
         package=("litdata",),
         run=_litdata,
+        ahead_per_thread=2,
         exact=False,
         copies=True,
     ),

@@ -14,7 +14,7 @@ from ..pipeline import Loader, Stages
 from ..shards import ShardSet, WrongCall
 from .loader_figures import Run
 from .loader_meter import Meter, Ranks, timed
-from .loader_peers import AHEAD, Asked, Decoding, Moving, Peer, chosen, settled
+from .loader_peers import Asked, Decoding, Moving, Peer, chosen, settled
 from .loader_training import endless
 
 OURS = "alexshard, the same work"
@@ -66,6 +66,7 @@ class Rivals:
                 version=peer.found().version or "",
                 about=peer.about,
                 lacks=peer.lacks,
+                ahead=peer.ahead(threads),
             )
         self._asked = asked
 
@@ -105,7 +106,7 @@ class Rivals:
         return {each["name"]: partial(turn, each["name"]) for each in self.listed}
 
     def _take(
-        self, name: str, work: Iterator[int], *, about: str, version: str = "", lacks: str = "", ahead: int = AHEAD
+        self, name: str, work: Iterator[int], *, about: str, ahead: int, version: str = "", lacks: str = ""
     ) -> None:
         meter = Meter(torch.device("cpu"), tree=True)
         self.listed.append({"name": name, "version": version, "about": about, "lacks": lacks})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -22,9 +23,9 @@ from alexshard.tools.loader_peers import (
     Peer,
     PeerBatch,
     chosen,
-    images_per_s,
     settled,
 )
+from alexshard.tools.loader_peers_python import _Permutations
 from numpy.typing import NDArray
 
 ALWAYS = {"torch", "webdataset", "dali", "dali-region", "dali-numpy"}  # of what the project itself needs
@@ -57,11 +58,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=PEERS.values(), ids=PEERS)
 def peer(request: pytest.FixtureRequest) -> Peer:
-    found = request.param.found()
+    return able(request.param)
+
+
+def able(peer: Peer) -> Peer:
+    """The peer; skips where it is not installed."""
+    found = peer.found()
     if found.version is None:
-        assert request.param.name not in ALWAYS
-        pytest.skip(f"PEER NOT INSTALLED, so not compared: {request.param.name} {found.why}")
-    return request.param
+        assert peer.name not in ALWAYS
+        pytest.skip(f"PEER NOT INSTALLED, so not compared: {peer.name} {found.why}")
+    return peer
 
 
 def asked(ours: Ours, cache: Path, **options: object) -> Asked:
@@ -197,16 +203,43 @@ def test_peers_want_the_shards_in_a_folder(sample_set: Path, tmp_path: Path) -> 
         pass
 
 
-def test_batches_made_ahead_of_a_turn_are_not_counted() -> None:
-    taken = count()
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["torch", "torchdata"])  # their batches are drawn in this process
+def test_a_peer_at_rest_has_no_more_batches_ready_than_are_left_out(
+    name: str, sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = count(1), _Permutations.__iter__
+    samples = [0]
 
-    def batches() -> Iterator[PeerBatch]:
-        for number in taken:
-            assert number <= 5, "one batch is enough where no time is asked for"
-            yield PeerBatch(torch.empty(7, 3, 2, 2), torch.empty(7))
+    def noting(self: _Permutations) -> Iterator[int]:
+        for sample in draw(self):
+            samples[0] = next(drawn)
+            yield sample
 
-    assert images_per_s(batches(), 0.0, ahead=5) > 0
-    assert next(taken) == 6
+    monkeypatch.setattr(_Permutations, "__iter__", noting)
+    peer = able(PEERS[name])
+    with peer.open(Asked(ShardSet.open(sample_set), tmp_path, batch_size=4, threads=5)) as batches:
+        taken = len(list(islice(batches, 3)))
+        assert settled(limit_s=60)
+        ready = samples[0] // 4 - taken
+
+    assert 6 < ready <= peer.ahead(5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["torch", "torchdata", "spdl"])
+def test_a_peer_that_is_closed_leaves_no_thread_behind(name: str, sample_set: Path, tmp_path: Path) -> None:
+    peer = able(PEERS[name])
+    before = set(threading.enumerate())
+    with peer.open(Asked(ShardSet.open(sample_set), tmp_path, batch_size=4)) as batches:
+        next(batches)
+        during = set(threading.enumerate())
+
+    assert during - before
+    for thread in during - before:
+        thread.join(60)
+    assert not set(threading.enumerate()) & (during - before)
+    assert batches  # held until here: leaving is enough
 
 
 def test_peers_that_have_made_enough_ahead_are_waited_for(sample_set: Path, tmp_path: Path) -> None:
