@@ -151,6 +151,13 @@ class Cache:
             return False
         return True
 
+    def copy_of(self, sha256: str) -> int | None:
+        """A number of the copy that is here, another for each that arrives; None: there is none."""
+        try:
+            return (self._shards / f"{sha256}{SHARD}").stat().st_ino
+        except OSError:
+            return None
+
     def is_sound(self, sha256: str) -> bool:
         """Whether the shard is here and its bytes are those of its name."""
         try:

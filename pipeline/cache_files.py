@@ -23,7 +23,11 @@ class NoRoom(OSError):
     """The cap of a cache is taken up by what is open or needed now.
 
     It says EMFILE, as where a process has no descriptor left, since the cure is the same: keep fewer shards open.
+    Where that does not help either, `why` and `remedy` are for the message.
     """
+
+    why = "shards that are read now, or needed next by other processes, stay in the cache"
+    remedy = "give the cache more room (--cache-size, cache_bytes); or end what else uses it"
 
     def __init__(self, folder: Path, most_bytes: int, size: int, *, others: bool) -> None:
         self.others = others  # whether other processes need some of it

@@ -28,6 +28,7 @@ _LOOK_S = 0.1  # how often it is asked whether another process is done, or room 
 # Until whoever waits for room is told: threads of this process soon let go of what they read, and are told so that
 # they let go of what they keep open; other processes may be slow.
 _OUR_ROOM_S, _OTHERS_ROOM_S = 5.0, 300.0
+_END_S = 5.0  # that closing waits for threads to end
 
 
 class _Flight:
@@ -105,13 +106,16 @@ class _Fetching:
             self._changed.notify_all()
             self._threads = [thread for thread in self._threads if thread.is_alive()]
             while self._at_work < min(SHARDS_AT_ONCE, len(shards)) and not self._ended.is_set():
-                self._at_work += 1
                 thread = threading.Thread(target=self._work, name="alexshard-fetch", daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
+                self._at_work += 1
 
     def end(self) -> None:
-        """Threads end soon, also in the middle of a shard; what waits gets `Stopped`."""
+        """Threads end soon, also in the middle of a shard; what waits gets `Stopped`.
+
+        A thread in a library that cannot be interrupted is left behind after a while; it ends with the process.
+        """
         self._ended.set()
         with self._changed:
             self._wanted = []
@@ -119,11 +123,19 @@ class _Fetching:
             self._changed.notify_all()
         if self._files is not None:
             self._files.stop()
+        until = time.monotonic() + _END_S
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         """In a thread: fetch what is wanted, until there is nothing left."""
+        try:
+            self._bring_all()
+        except Exception:  # told to whoever opens a shard
+            with self._changed:
+                self._at_work -= 1
+
+    def _bring_all(self) -> None:
         while (begun := self._next()) is not None:
             shard, flight = begun
             try:
@@ -232,6 +244,7 @@ class RemoteShelf:
         self._tally = Tally()
         self._lock, self._mending = threading.Lock(), threading.Lock()
         self._now: list[_Fetching] = []  # at most one
+        self._sound: dict[str, int] = {}  # which copy of a shard was looked through
         self._cache.need([digest])
         # Also at the end of the interpreter, before it stops threads in the middle of something.
         weakref.finalize(self, _end, self._now, cache)
@@ -272,10 +285,16 @@ class RemoteShelf:
     def again(self, shard: ShardEntry) -> bool:
         """Drop a shard whose copy here is damaged, so that `open` fetches it anew. Always worth another try.
 
-        Where the copy is sound, another thread has had it fetched meanwhile, or the fault is the shard's own.
+        Where the copy is sound, another thread has had it fetched meanwhile, or the fault is the shard's own; it
+        is looked through once only.
         """
         with self._mending:
-            if not self._cache.is_sound(shard.sha256) and self._cache.drop(shard.sha256):
+            copy = self._cache.copy_of(shard.sha256)
+            if copy is None or self._sound.get(shard.sha256) == copy:
+                return True
+            if self._cache.is_sound(shard.sha256):
+                self._sound[shard.sha256] = copy
+            elif self._cache.drop(shard.sha256):
                 self._tally.add(damaged=1)
         return True
 

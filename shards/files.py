@@ -137,9 +137,13 @@ class ShardFiles:
                         raise AlexshardError(
                             f"the shard {entry.name} cannot be opened: {error.strerror}",
                             where=self.shelf.shown,
-                            why="this process may not open another file",
-                            remedy="ulimit -n 4096 before it is started; or close what else it holds open"
-                            + ("; or give the cache more room" if "://" in self.shelf.shown else ""),
+                            # A shelf without room says so in the same way as one without a descriptor.
+                            why=getattr(error, "why", "this process may not open another file"),
+                            remedy=getattr(
+                                error,
+                                "remedy",
+                                "ulimit -n 4096 before it is started; or close what else it holds open",
+                            ),
                         ) from error
                     # Somebody else in this process took what was left: make do with fewer from now on.
                     self.max_open = max(1, min(self.max_open, fewer))

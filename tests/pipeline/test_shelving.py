@@ -9,12 +9,15 @@ import sys
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from alexshard.pipeline import Loader, fetching, open_shard_set, shelving
+from alexshard.pipeline import Loader, UndecodableSample, fetching, open_shard_set, shelving
+from alexshard.pipeline.bytes import StoredImages
 from alexshard.pipeline.cache import Cache
 from alexshard.pipeline.cache_files import NoRoom
 from alexshard.pipeline.fetching import Stopped
 from alexshard.shards import AlexshardError, CorruptShardSet, ShardSet, WrongCall
+from fsspec.implementations.local import LocalFileSystem
 
 from tests.pipeline.conftest import make_pictures
 from tests.pipeline.far import QUICK, batches_of, many_shards, opened, read, upload, wait_until
@@ -304,3 +307,79 @@ def test_a_stream_that_is_cut_begins_anew(far, fault):
     assert read(shard_set, shard) == shard.sha256
     assert far.s3.proxy.spent()
     shard_set.shelf.close()
+
+
+def test_a_shard_is_looked_through_once_however_many_of_its_images_are_bad(far, monkeypatch):
+    looked = []
+    monkeypatch.setattr(Cache, "is_sound", lambda self, sha: looked.append(sha) or sound(self, sha))
+    with opened(far) as shard_set:
+        stored = StoredImages(shard_set.index("train"), shard_set.shelf, 74)
+        stored.index.crc32[:3] ^= 1  # packed badly: no copy is any better
+        into = np.empty(stored.largest, np.uint8)
+
+        for sample in range(3):
+            with pytest.raises(UndecodableSample):
+                stored.read(sample, into)
+        assert looked == [stored.index.shards[0].sha256]
+        stored.close()
+
+
+sound = Cache.is_sound
+
+
+def test_a_thread_that_cannot_start_or_fails_is_not_counted(far, monkeypatch):
+    with opened(far) as shard_set:
+        shards = shard_set.index("train").shards
+        with monkeypatch.context() as broken:
+            broken.setattr(Cache, "holds", lambda *_: 1 / 0)
+            shard_set.shelf.ahead(shards)
+            assert wait_until(lambda: not fetching_threads())
+            broken.setattr(threading.Thread, "start", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                shard_set.shelf.ahead(shards)
+
+        shard_set.shelf.ahead(shards)
+        assert wait_until(lambda: len(list((far.cache / "shards").glob("*.tar"))) == 2)
+
+
+def fetching_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "alexshard-fetch"]
+
+
+def test_closing_waits_no_longer_than_it_must_for_a_store_that_cannot_be_interrupted(far, monkeypatch):
+    monkeypatch.setattr(shelving, "_END_S", 0.1)
+    shard_set = open_shard_set(f"file://{far.here}", cache=far.cache)
+    shards = shard_set.index("train").shards
+    reached, released = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> bytes:
+        reached.set()
+        released.wait()
+        raise OSError("gone")
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", hang)
+    shard_set.shelf.ahead(shards)
+    assert reached.wait(60)
+
+    shard_set.shelf.close()
+
+    assert fetching_threads()
+    released.set()
+    assert wait_until(lambda: not fetching_threads())
+    assert far.left() == []
+
+
+def test_a_cache_without_room_is_told_as_such(far, monkeypatch):
+    monkeypatch.setattr(shelving, "_OUR_ROOM_S", 0.0)
+    with opened(far) as shard_set:
+        shards = shard_set.index("train").shards
+        small = sum(path.stat().st_size for path in shard_set.path.iterdir())
+    with opened(far, cache_bytes=small + shards[0].bytes) as shard_set:
+        fd = shard_set.shelf.open(shards[0])
+        stored = StoredImages(shard_set.index("train"), shard_set.shelf, 74)
+        with pytest.raises(AlexshardError, match=r"the cache .* may hold") as told:
+            stored.read(50, np.empty(stored.largest, np.uint8))
+        os.close(fd)
+
+    assert "ulimit" not in str(told.value)
+    assert "--cache-size" in told.value.remedy
