@@ -10,29 +10,36 @@ import torch
 from ..shards import usable_cores
 
 _MOST_OF_MEMORY = 8  # at most this part of the free memory is filled with batches ahead
-_LEAST, _MOST = 2, 4  # batches ahead, beside those that are being made: two for an even pace, four for pauses
+_LEAST, _MOST = 1, 4  # batches ahead, beside those that are being made: four for pauses
 
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMORY = Path("/proc/meminfo")
 
 
+def granted_cores() -> int:
+    """Cores that this process and the other ranks beside it may keep busy: those they may run on, within the quota."""
+    quota = cpu_quota()
+    return usable_cores() if quota is None else min(usable_cores(), max(1, round(quota)))
+
+
 def default_threads() -> int:
     """One a core that this process may use; where torchrun runs several ranks here, their share of the cores."""
-    cores = usable_cores()
-    quota = cpu_quota()
-    if quota is not None:
-        cores = min(cores, max(1, round(quota)))
+    cores = granted_cores()
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, cores // int(ranks)) if ranks.isdecimal() and int(ranks) > 0 else cores
 
 
-def default_prefetch(batch_bytes: int, free_bytes: int | None) -> int:
-    """Batches made ahead: four where they take little of the free memory (None: unknown), never fewer than two.
+def default_prefetch(batch_bytes: int, free_bytes: int | None, *, in_flight: int) -> int:
+    """Batches made ahead: four where all batches take little of the free memory (None: unknown), at least one.
 
-    >>> [default_prefetch(77_000_000, free) for free in (200_000_000_000, 2_000_000_000, 100_000_000, None)]
-    [4, 3, 2, 2]
+    Args:
+        in_flight: batches being made meanwhile; besides, one waits for room and one is the consumer's.
+
+    >>> free = (200_000_000_000, 4_500_000_000, 100_000_000, None)
+    >>> [default_prefetch(77_000_000, each, in_flight=2) for each in free]
+    [4, 3, 1, 1]
     """
-    fitting = 0 if free_bytes is None else free_bytes // _MOST_OF_MEMORY // max(1, batch_bytes)
+    fitting = 0 if free_bytes is None else free_bytes // _MOST_OF_MEMORY // max(1, batch_bytes) - in_flight - 2
     return max(_LEAST, min(_MOST, fitting))
 
 
