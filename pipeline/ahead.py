@@ -117,7 +117,9 @@ class ReadAhead(Generic[T]):
             pass
         except BaseException as error:  # whatever it is, the other side raises it
             end = _End(error)
-        finally:
+        try:
             self._items.close()
+        except BaseException as error:  # else whoever takes the items would wait for ever
+            end = _End(end.error or error)
         if not self._stop.is_set():
             self._queue.put(end)

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from alexshard.pipeline import Loader, StaleIteration
+from alexshard.pipeline.ahead import ReadAhead
 from alexshard.shards import LocalShelf, ShardSet, WrongCall
 
 DEADLINE_S = 30.0
@@ -151,3 +152,42 @@ def test_a_fork_is_told_to_make_its_own_loader_and_the_parent_goes_on(jpeg_set, 
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == ["WrongCall True", "WrongCall True", "5 9", ""]
+
+
+class Broken:
+    """Items that can neither be made nor be let go."""
+
+    def __next__(self):
+        raise OSError("making failed")
+
+    def close(self):
+        raise OSError("letting go failed")
+
+
+def test_nobody_waits_for_an_end_that_does_not_come_since_letting_go_failed():
+    running, told = ReadAhead(Broken(), 1), []
+
+    def take():
+        with pytest.raises(OSError, match="failed") as raised:
+            next(running)
+        told.append(str(raised.value))
+
+    consumer = threading.Thread(target=take, daemon=True)
+    consumer.start()
+    consumer.join(DEADLINE_S)
+
+    assert told == ["making failed"]
+
+
+def test_who_closes_is_not_told_that_letting_go_failed():
+    """And nor is the interpreter, at the end of the thread: warnings are errors here."""
+
+    def items():
+        try:
+            yield from range(9)
+        finally:
+            raise OSError("letting go failed")
+
+    running = ReadAhead(items(), 1)
+    assert next(running) == 0
+    running.close()
