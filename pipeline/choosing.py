@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..shards import ShardSet, WrongCall
+from ..shards import RAW_EXTENSION, ShardSet, WrongCall
 from . import kernels
-from .augment import centre
+from .augment import centre, ten_views
 from .by_graph import GraphMaker
 from .by_reference import ReferenceMaker
 from .by_threads import ThreadMaker
+from .bytes import StoredImages
+from .delivery import Deliveries
 from .errors import NoDali
 from .graph import dali
 from .making import Maker, Plan, Work
@@ -27,7 +30,7 @@ _MAKERS: Mapping[str, Callable[[Plan], Maker]] = {
 }
 SLOW = (
     "backend='reference' makes batches in plain NumPy and Pillow, one image after the other: tens of images/s "
-    "where the others make thousands; install a C compiler and alexshard again, or DALI"
+    "where the others make thousands"
 )
 _WARM_UP, _TIMED = 3, 6  # batches: the first ones wait for memory, contexts and tables
 _WORTH = 1.03  # a split has to be so many times as fast as one decoder alone, for what it complicates
@@ -83,23 +86,84 @@ def means_of(shard_set: ShardSet, *, output: str, mean: str, mean_crop: str, sid
     return {"central_mean": np.ascontiguousarray(central.transpose(2, 0, 1))}
 
 
+def planned(
+    shard_set: ShardSet,
+    stored: StoredImages,
+    *,
+    device: torch.device,
+    batch_size: int,
+    side: int,
+    output: str,
+    mean: str,
+    mean_crop: str,
+    views: int,
+    threads: int,
+    backend: str | None,
+    decoder: str | None,
+    channels_last: bool,
+    divisor: float,
+) -> Plan:
+    """The plan for what a loader was asked for, before anything is measured.
+
+    Raises:
+        WrongCall: nobody here can do it (NoDali, where only DALI could).
+        CorruptShardSet: the mean image is damaged.
+    """
+    image = shard_set.manifest.image
+    encoded = image.extension != RAW_EXTENSION
+    return Plan(
+        backend=backend or backend_for(device, decoder if encoded else None),
+        decoder=(decoder or "cores") if encoded else "cores",
+        split_share=0.5 if decoder == "split" else 1.0,
+        threads=threads,
+        device=device,
+        stored=stored,
+        encoded=encoded,
+        batch_size=batch_size,
+        stored_side=image.side,
+        side=side,
+        output=output,
+        channels_last=channels_last,
+        views=ten_views(image.side - side) if views == 10 else (),
+        divisor=divisor,
+        **means_of(shard_set, output=output, mean=mean, mean_crop=mean_crop, side=side),
+    )
+
+
+def decided(deliveries: Deliveries, decoder: str | None, epoch: int) -> tuple[Plan, Maker]:
+    """The plan and its maker; on a card, where nobody says otherwise, with the decoder that is the fastest.
+
+    Args:
+        decoder: what was asked for.
+        epoch: whose work is tried, and of those after it.
+    """
+    plan = deliveries.plan
+    if plan.backend == "dali" and plan.encoded and decoder != "cores" and plan.device.type == "cuda":
+        return with_decoder_measured(plan, deliveries.endless(epoch), decoder)
+    return plan, make_maker(plan)
+
+
 def with_decoder_measured(plan: Plan, works: Iterator[Work], decoder: str | None) -> tuple[Plan, Maker]:
     """The plan with the decoder that is the fastest here, by trying all three on batches that nobody gets.
 
     The split gives each side the part that it does in the same time as the other. With `decoder` "split" that part
-    alone is what is looked for; "card" leaves nothing to look for.
+    alone is what is looked for; "card" leaves nothing to look for. Without any work the plan stays as it is.
     """
     if decoder == "card":
-        decided = replace(plan, decoder="card", split_share=1.0)
-        return decided, make_maker(decided)
+        plan = replace(plan, decoder="card", split_share=1.0)
+        return plan, make_maker(plan)
+    first = next(works, None)
+    if first is None:
+        return plan, make_maker(plan)
+    works = chain([first], works)
     rates = {alone: _tried(replace(plan, decoder=alone), works) for alone in ("card", "cores")}
     split = replace(plan, decoder="split", split_share=share_of_card(rates["card"], rates["cores"]))
     if decoder == "split":
         return split, make_maker(split)
     rates["split"] = _tried(split, works)
     chosen = fastest(rates)
-    decided = split if chosen == "split" else replace(plan, decoder=chosen, split_share=1.0)
-    return decided, make_maker(decided)
+    plan = split if chosen == "split" else replace(plan, decoder=chosen, split_share=1.0)
+    return plan, make_maker(plan)
 
 
 def _tried(plan: Plan, works: Iterator[Work]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -76,6 +77,12 @@ class Deliveries:
             with traced("draws"):
                 work, valid = self._work(epoch, span, order.samples)
             yield span, work, valid
+
+    def endless(self, epoch: int) -> Iterator[Work]:
+        """Work of epoch after epoch, to try out who does it; none where this rank's part of an epoch is empty."""
+        if self.pad_last or self.sharing.samples_of_rank():
+            for each in count(epoch):
+                yield from (work for _, work, _ in self.works(each) if len(work.samples))
 
     def _work(self, epoch: int, span: Span, samples: NDArray[np.int64]) -> tuple[Work, NDArray[np.bool_]]:
         step = epoch * self.sharing.steps() + (span.end - 1) // self.sharing.global_batch

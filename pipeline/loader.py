@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -19,20 +19,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..shards import RAW_EXTENSION, ShardSet, WrongCall
+from ..shards import ShardSet, WrongCall
 from .ahead import ReadAhead
-from .augment import AUGMENTATIONS, centre, crop_side, ten_views
+from .augment import AUGMENTATIONS, centre
 from .batch import Batch
 from .bytes import StoredImages
-from .checks import check_call, usable_device
-from .choosing import SLOW, backend_for, make_maker, means_of, with_decoder_measured
+from .checks import check_call, check_sharing, shard_set_of, usable_crop, usable_device, whole, whole_or_none
+from .choosing import SLOW, decided, planned
 from .delivery import Deliveries, Delivery
 from .errors import StaleIteration
 from .machine import default_prefetch, default_threads, free_on
-from .making import Plan, Work
 from .order import EpochOrder, Sharing, default_window, epoch_order
-from .remote import open_shard_set
-from .state import identity_of, position_of
+from .state import end_of_jitter, identity_of, position_of
 from .times import Clock, Times
 from .trace import span
 from .treatment import Treatment
@@ -69,10 +67,10 @@ class Loader:
         mean_crop: "own" subtracts each pixel's own mean, "centre" the central crop of the mean image from every
             crop, not mirrored; None: as the preset does, "own" without one. Of mean="image" alone.
         jitter_steps: batches, counted over the whole run (epoch · len + batch), that are jittered and, in
-            `original`, divided by 1.1; None: all.
+            `original`, divided by 1.1; None: all. Given, a run goes on with the same global batch alone.
         eigen: "set" jitters along the set's own eigenvectors, "published" along ImageNet's (fidelity.md §3.5).
         threads: that decode, and as many of DALI's; None: one a core of those that this rank may use.
-        prefetch: batches made ahead of the one that is asked for; None: from two to four, as memory allows.
+        prefetch: batches made ahead of the one that is asked for; None: from one to four, as memory allows.
         crop: side S of the crop; None: what belongs to the stored side (fidelity.md §1.3: 256 → 224).
         window: shards in a window of order="windowed"; None: about the square root of their number.
         backend: who makes the batches (making.py): "threads", "dali" or "reference"; None: DALI on a card, threads
@@ -123,6 +121,12 @@ class Loader:
         channels_last: bool = False,
         pad_last: bool = False,
     ) -> None:
+        batch_size, seed, epoch, rank, world_size = whole(
+            batch_size=batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size
+        )
+        threads, window, prefetch, jitter_steps, crop = whole_or_none(
+            threads=threads, window=window, prefetch=prefetch, jitter_steps=jitter_steps, crop=crop
+        )
         self.device = usable_device(device)
         threads = default_threads() if threads is None else threads
         check_call(
@@ -150,90 +154,68 @@ class Loader:
         )
         self._process = os.getpid()
         self._owns_set = not isinstance(shards, ShardSet)
-        self.shard_set = shards if isinstance(shards, ShardSet) else open_shard_set(shards)
-        self.split = split
-        self.seed, self.epoch = seed, epoch
-        self._index = self.shard_set.index(split)
-        image = self.shard_set.manifest.image
-        self.side = crop_side(image.side) if crop is None else crop
-        if not 1 <= self.side <= image.side:
-            raise WrongCall(
-                f"crop={crop} does not fit: {self.shard_set.shown} stores {image.side}x{image.side} pixels"
+        self.shard_set = shard_set_of(shards)
+        with ExitStack() as unmade:  # a loader that cannot be made leaves nothing open
+            if self._owns_set:
+                unmade.callback(self.shard_set.shelf.close)
+            self.split, self.order, self.seed, self.epoch = split, order, seed, epoch
+            self._index = self.shard_set.index(split)
+            image = self.shard_set.manifest.image
+            self.side = usable_crop(crop, self.shard_set)
+            self._slack = image.side - self.side
+            drop = (split == "train" and not pad_last) if drop_last is None else bool(drop_last)
+            self._sharing = Sharing(len(self._index), batch_size, rank, world_size, drop)
+            check_sharing(self._sharing, split=split, where=self.shard_set.shown)
+            shard_samples = np.bincount(self._index.shard, minlength=len(self._index.shards))
+            self.window = window or default_window(len(shard_samples)) if order == "windowed" else None
+            self.shard_set.shelf.check_fits(*wanted_at_a_time(self._index.shards, order, self.window))
+            digest, window = self.shard_set.digest, self.window
+            self._identity = {
+                **identity_of(shard_set=digest, split=split, seed=seed, order=order, window=window),
+                **end_of_jitter(jitter_steps, self._sharing),
+            }
+            treatment = Treatment(
+                augmentation=AUGMENTATIONS[augment] if augment else None,
+                slack=self._slack,
+                seed=seed,
+                statistics=self.shard_set.manifest.statistics if eigen == "set" else None,
+                jitter_steps=jitter_steps,
             )
-        self._slack = image.side - self.side
-        self._sharing = Sharing(
-            num_samples=len(self._index),
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            drop_last=(split == "train" and not pad_last) if drop_last is None else drop_last,
-        )
-        if len(self) == 0:
-            raise WrongCall(
-                f"a global batch of {self._sharing.global_batch} is larger than {split} with its "
-                f"{self.num_samples:,} samples, and an incomplete batch is dropped",
-                where=self.shard_set.shown,
-                remedy=f"a batch of at most {self.num_samples // world_size:,} a rank, or drop_last=False",
-            )
-        self.order = order
-        shard_samples = np.bincount(self._index.shard, minlength=len(self._index.shards))
-        self.window = window or default_window(len(shard_samples)) if order == "windowed" else None
-        self.shard_set.shelf.check_fits(*wanted_at_a_time(self._index.shards, order, self.window))
-        treatment = Treatment(
-            augmentation=AUGMENTATIONS[augment] if augment else None,
-            slack=self._slack,
-            seed=seed,
-            statistics=self.shard_set.manifest.statistics if eigen == "set" else None,
-            jitter_steps=jitter_steps,
-        )
-        encoded = image.extension != RAW_EXTENSION
-        self._stored = StoredImages(self._index, self.shard_set.shelf, image.side)
-        plan = Plan(
-            backend=backend or backend_for(self.device, decoder if encoded else None),
-            decoder=(decoder or "cores") if encoded else "cores",
-            split_share=0.5 if decoder == "split" else 1.0,
-            threads=threads,
-            device=self.device,
-            stored=self._stored,
-            encoded=encoded,
-            batch_size=batch_size,
-            stored_side=image.side,
-            side=self.side,
-            output=output,
-            channels_last=channels_last,
-            views=ten_views(self._slack) if views == 10 else (),
-            divisor=treatment.divisor(epoch * len(self)),
-            **means_of(
+            self._stored = StoredImages(self._index, self.shard_set.shelf, image.side)
+            unmade.callback(self._stored.close)
+            plan = planned(
                 self.shard_set,
+                self._stored,
+                device=self.device,
+                batch_size=batch_size,
+                side=self.side,
                 output=output,
                 mean=mean,
                 mean_crop=mean_crop or ("centre" if augment == "original" else "own"),
-                side=self.side,
-            ),
+                views=views,
+                threads=threads,
+                backend=backend,
+                decoder=decoder,
+                channels_last=channels_last,
+                divisor=treatment.divisor(epoch * len(self)),
+            )
+            order_of = partial(epoch_order, shard_samples, seed=seed, order=order, window=self.window)
+            deliveries = Deliveries(plan, self._sharing, treatment, order_of, pad_last)
+            if plan.backend == "reference":
+                warnings.warn(SLOW, stacklevel=2)  # at whoever makes the loader
+            self._plan, self._maker = decided(deliveries, decoder, epoch)
+            unmade.pop_all()
+        self._deliveries = replace(deliveries, plan=self._plan)
+        self.backend, self.decoder, self.threads = self._plan.backend, self._plan.decoder, threads
+        self.split_share = self._plan.split_share if self.decoder == "split" else None
+        self.prefetch = prefetch or default_prefetch(
+            self._plan.batch_bytes, free_on(self.device), in_flight=self._maker.in_flight
         )
-        order_of = partial(epoch_order, shard_samples, seed=seed, order=order, window=self.window)
-        self._deliveries = Deliveries(plan, self._sharing, treatment, order_of, pad_last)
-        if plan.backend == "dali" and encoded and decoder != "cores" and self.device.type == "cuda":
-            plan, self._maker = with_decoder_measured(plan, self._endless(), decoder)
-            self._deliveries = replace(self._deliveries, plan=plan)
-        else:
-            self._maker = make_maker(plan)
-        if plan.backend == "reference":
-            warnings.warn(SLOW, stacklevel=2)  # at whoever makes the loader
-        self._plan = plan
-        self.backend, self.decoder, self.threads = plan.backend, plan.decoder, threads
-        self.split_share = plan.split_share if plan.decoder == "split" else None
-        self.prefetch = default_prefetch(plan.batch_bytes, free_on(self.device)) if prefetch is None else prefetch
         self._clock = Clock()
         self._stalled_s = self._store_s()
         self._position = 0  # of the next batch to deliver, in samples of the whole epoch
         self._running: ReadAhead[Delivery] | None = None
         self._closed = False
-
-    def _endless(self) -> Iterator[Work]:
-        """Work of epoch after epoch, to try out who does it."""
-        for epoch in count(self.epoch):
-            yield from (work for _, work, _ in self._deliveries.works(epoch) if len(work.samples))
 
     @property
     def num_samples(self) -> int:
@@ -318,33 +300,26 @@ class Loader:
         """Where this loader is: a few numbers and words, ready for JSON.
 
         What was delivered counts, not what was read ahead. The position is in samples of the whole epoch, so
-        another number of ranks or another batch size can go on from it.
+        another number of ranks or another batch size can go on from it; with `jitter_steps` those that make the
+        same global batch.
         """
         epoch, position = self.epoch, self._position
         if self._sharing.steps(position) == 0:
             epoch, position = epoch + 1, 0
-        return {**self._identity(), "epoch": epoch, "position": position}
+        return {**self._identity, "epoch": epoch, "position": position}
 
     def load_state_dict(self, state: object) -> None:
         """Go on where the loader that made `state` was; ends an iteration that runs.
 
         Raises:
-            OtherState: the state is of another shard set, split, seed, order or version.
+            OtherState: the state is of another shard set, split, seed, order or version, or its jitter ends
+                elsewhere.
         """
         epoch, position = position_of(
-            state, identity=self._identity(), num_samples=self.num_samples, where=self.shard_set.shown
+            state, identity=self._identity, num_samples=self.num_samples, where=self.shard_set.shown
         )
         self._stop()
         self.epoch, self._position = epoch, position
-
-    def _identity(self) -> dict[str, Any]:
-        return identity_of(
-            shard_set=self.shard_set.digest,
-            split=self.split,
-            seed=self.seed,
-            order=self.order,
-            window=self.window,
-        )
 
     def _stop(self) -> None:
         running, self._running = self._running, None

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..shards import ShardSet, SplitIndex
 from .bytes import StoredImages
+from .checks import check_drop_last, shard_set_of, whole, whole_or_none
 from .order import Sharing, check_order, default_window, epoch_order
 from .reference import decoded
 from .state import identity_of, position_of
@@ -35,7 +36,7 @@ class OrderSampler(Sampler[int]):
     workers have asked for the whole epoch already, that is over.)
 
     Args:
-        shards: a shard set, its folder, or a folder that holds exactly one.
+        shards: a shard set, its folder, a folder that holds exactly one, or an address.
         split: "train", "val" or "test".
         batch_size: of the `DataLoader`, which must be the same: a position is a batch of all ranks.
         seed, epoch, rank, world_size, order, window: as `Loader` has them.
@@ -60,6 +61,11 @@ class OrderSampler(Sampler[int]):
         window: int | None = None,
         drop_last: bool | None = None,
     ) -> None:
+        batch_size, seed, epoch, rank, world_size = whole(
+            batch_size=batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size
+        )
+        (window,) = whole_or_none(window=window)
+        check_drop_last(drop_last)
         check_order(
             batch_size=batch_size,
             seed=seed,
@@ -69,7 +75,7 @@ class OrderSampler(Sampler[int]):
             order=order,
             window=window,
         )
-        shard_set = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
+        shard_set = shard_set_of(shards)
         index = shard_set.index(split)
         self._where = shard_set.shown
         self._shard_samples = np.bincount(index.shard, minlength=len(index.shards))
@@ -131,7 +137,11 @@ class OrderSampler(Sampler[int]):
             OtherState: the state is of another shard set, split, seed, order, window or version.
         """
         self._began = self.epoch, self._position = position_of(
-            state, identity=self._identity, num_samples=self._sharing.num_samples, where=self._where
+            state,
+            identity=self._identity,
+            num_samples=self._sharing.num_samples,
+            where=self._where,
+            jitters=False,  # crops and jitter are the transform's
         )
 
     def _state(self, epoch: int, position: int) -> dict[str, Any]:
@@ -157,7 +167,7 @@ class ShardImages(Dataset[tuple[Any, int]]):
         split: str = "train",
         transform: Callable[[Image.Image], Any] | None = None,
     ) -> None:
-        self.shard_set = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
+        self.shard_set = shard_set_of(shards)
         self.transform = transform
         self._index: SplitIndex = self.shard_set.index(split)
         self._stored: StoredImages | None = None

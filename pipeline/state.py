@@ -1,9 +1,11 @@
 """Where a loader or a sampler is, as a few numbers and words: written by `state_dict`, checked when it comes back.
 
 version, shard_set, split, seed, order, window (of `windowed` alone)   must be those of whoever goes on
+jitter_steps, global_batch, drop_last (with jitter_steps alone)        too: they say where the jitter ends
 epoch, position                                                        where it goes on, in samples of the epoch
 
-No number of ranks and no batch size is in it, so any can go on from it.
+No number of ranks is in it and no batch size, so any can go on from it; with jitter_steps any that makes the same
+global batch.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import numpy as np
 
 from ..shards import printable
 from .errors import OtherState
+from .order import Sharing
 
 STATE_VERSION = 1
+_OF_JITTER = ("jitter_steps", "global_batch", "drop_last")
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -32,11 +36,24 @@ def identity_of(*, shard_set: str, split: str, seed: int, order: str, window: in
     return identity if window is None else {**identity, "window": int(window)}
 
 
-def position_of(state: object, *, identity: Mapping[str, Any], num_samples: int, where: str) -> tuple[int, int]:
+def end_of_jitter(jitter_steps: int | None, sharing: Sharing) -> dict[str, Any]:
+    """What decides at which sample of the run the jitter ends, where it does."""
+    if jitter_steps is None:
+        return {}
+    return dict(zip(_OF_JITTER, (jitter_steps, sharing.global_batch, sharing.drop_last), strict=True))
+
+
+def position_of(
+    state: object, *, identity: Mapping[str, Any], num_samples: int, where: str, jitters: bool = True
+) -> tuple[int, int]:
     """Epoch and position of a state, for one who is `identity`. Whatever the state is, it is read or refused.
 
+    Args:
+        jitters: whether it matters where the jitter ends.
+
     Raises:
-        OtherState: it is the state of another shard set, split, seed, order, window or version, or none at all.
+        OtherState: it is the state of another shard set, split, seed, order, window or version, of a run whose
+            jitter ends elsewhere, or none at all.
     """
     if not isinstance(state, Mapping):
         raise OtherState(
@@ -44,13 +61,16 @@ def position_of(state: object, *, identity: Mapping[str, Any], num_samples: int,
             where=where,
             remedy="give the state that was saved, or start from a new one",
         )
-    for name in (*identity, *(["window"] if "window" in state and "window" not in identity else [])):
+    of_some = ("window", *(_OF_JITTER if jitters else ()))
+    for name in (*identity, *(name for name in of_some if name in state and name not in identity)):
         here, there = identity.get(name), _plain(state.get(name))
         if type(there) is not type(here) or there != here:
             raise OtherState(
                 f"the loader's state has {name} {_shown(state.get(name))}, this loader has {here!r}",
                 where=where,
-                why="the samples not yet seen would be others",
+                why="the jitter would end at another sample"
+                if name in _OF_JITTER
+                else "the samples not yet seen would be others",
                 remedy=f"open the loader with the same {name}, or start from a new state",
             )
     epoch, position = _plain(state.get("epoch")), _plain(state.get("position"))

@@ -34,7 +34,7 @@ def test_trying_decoders_out_decides_on_one_and_costs_no_batch(jpeg_set, monkeyp
         choosing, "images_per_s", lambda maker, *_: tried.append(maker.plan) or 1000.0 * (1 + (len(tried) == 1))
     )
     with Loader(jpeg_set.path, batch_size=9, backend="dali") as loader:
-        plan, maker = choosing.with_decoder_measured(loader._plan, loader._endless(), asked)
+        plan, maker = choosing.with_decoder_measured(loader._plan, loader._deliveries.endless(0), asked)
         made = [delivery.batch() for delivery in loader._deliveries.of_epoch(maker, 0, 0)]
         expected = list(loader)
         maker.close()
@@ -48,10 +48,22 @@ def test_trying_decoders_out_decides_on_one_and_costs_no_batch(jpeg_set, monkeyp
         torch.testing.assert_close(one.images, other.images, atol=1e-3, rtol=0)
 
 
+def test_a_rank_without_samples_has_nothing_to_measure_and_is_not_waited_for(raw_set):
+    """5 samples for 8 ranks: the first rank's part of every epoch is empty."""
+    with Loader(raw_set.path, "test", 1, rank=0, world_size=8, drop_last=False, backend="dali") as loader:
+        assert next(loader._deliveries.endless(0), None) is None
+        for asked in (None, "split"):
+            plan, maker = choosing.with_decoder_measured(loader._plan, loader._deliveries.endless(0), asked)
+            maker.close()
+            assert plan is loader._plan
+    with Loader(raw_set.path, "test", 1, rank=0, world_size=8, pad_last=True) as loader:
+        assert len(next(loader._deliveries.endless(0)).samples) == 1
+
+
 @pytest.mark.parametrize("backend", ["threads", "dali"])
 def test_a_maker_is_measured_over_epochs_and_can_be_used_after(jpeg_set, backend):
     with Loader(jpeg_set.path, batch_size=9, backend=backend) as loader:
-        assert choosing.images_per_s(loader._maker, loader._endless(), loader.device) > 0
+        assert choosing.images_per_s(loader._maker, loader._deliveries.endless(0), loader.device) > 0
         assert sum(len(batch) for batch in loader) == 72
 
 
@@ -113,16 +125,20 @@ def test_ranks_of_one_machine_share_its_cores(monkeypatch):
     assert machine.default_threads() == 3
 
 
-def test_batches_ahead_are_as_many_as_memory_allows():
-    found = [machine.default_prefetch(77_000_000, free) for free in (200e9, 2_000_000_000, 100_000_000, None)]
+@pytest.mark.parametrize("in_flight", [0, 2, 65])
+def test_batches_ahead_are_as_many_as_memory_allows_beside_those_being_made(in_flight):
+    """An eighth of what is free is for all of them: ahead, being made, waiting for room, with the consumer."""
+    for batches, ahead in ((100, 4), (4, 4), (3, 3), (1, 1), (0, 1), (-1, 1)):
+        free = 8 * (batches + in_flight + 2) * 77_000_000
+        assert machine.default_prefetch(77_000_000, free, in_flight=in_flight) == ahead
 
-    assert found == [4, 3, 2, 2]
+    assert machine.default_prefetch(77_000_000, None, in_flight=in_flight) == 1
 
 
 def test_what_was_chosen_is_told_and_can_be_asked_for(jpeg_set):
     with Loader(jpeg_set.path, batch_size=8) as loader:
         assert loader.threads == machine.default_threads()
-        assert 2 <= loader.prefetch <= 4
+        assert 1 <= loader.prefetch <= 4
     with Loader(jpeg_set.path, batch_size=8, threads=3, prefetch=7) as loader:
         assert (loader.threads, loader.prefetch) == (3, 7)
 

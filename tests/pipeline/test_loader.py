@@ -21,7 +21,7 @@ from alexshard.pipeline import (
 from alexshard.pipeline.bytes import StoredImages
 from alexshard.pipeline.crew import Crew
 from alexshard.pipeline.decode import ImageSource, Scratch
-from alexshard.shards import LocalShelf, NoSuchSplit, ShardSet, WrongCall
+from alexshard.shards import LocalShelf, ShardSet, WrongCall
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import integers
 
@@ -265,60 +265,6 @@ def test_an_iteration_begun_before_a_state_was_loaded_does_not_move_the_loader(r
             next(stale)
 
         assert loader.state_dict() == state
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"augment": "papier"}, "augment is one of 'paper', 'original', None; got 'papier'"),
-        ({"order": "random"}, "order is one of 'global', 'windowed', 'stored'"),
-        ({"mean": "pixel"}, "mean is one of"),
-        ({"output": "float64"}, "output is one of 'float32', 'float16', 'bfloat16', 'uint8'"),
-        ({"backend": "ffcv"}, "backend is one of 'threads', 'dali', 'reference', None"),
-        ({"decoder": "gpu"}, "decoder is one of 'cores', 'card', 'split', None"),
-        ({"backend": "threads", "decoder": "card"}, "decoder='card' is one of DALI's"),
-        ({"backend": "reference", "decoder": "split"}, "decoder='split' is one of DALI's"),
-        ({"output": "uint8", "channels_last": True}, "channels_last is for floats"),
-        ({"drop_last": True, "pad_last": True}, "only one of the two can be"),
-        ({"mean_crop": "center"}, "mean_crop is one of"),
-        ({"mean": "channel", "mean_crop": "own"}, "mean='channel' subtracts none"),
-        ({"eigen": "own"}, "eigen is one of"),
-        ({"views": 5}, "views is one of 1, 10"),
-        ({"views": 10}, "ten views are for evaluation"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"threads": 0}, "threads must be at least 1"),
-        ({"prefetch": 0}, "prefetch must be at least 1"),
-        ({"jitter_steps": -1}, "jitter_steps must be at least 0"),
-        ({"rank": 2, "world_size": 2}, "rank 2 is not one of a world of 2: ranks are 0..1"),
-        ({"rank": -1}, "rank -1 is not one of a world of 1"),
-        ({"world_size": 0}, "world_size must be at least 1"),
-        ({"seed": -1}, "a seed has 64 bits"),
-        ({"epoch": -1}, "an epoch 32"),
-        ({"crop": 75}, "crop=75 does not fit"),
-        ({"crop": 0}, "crop=0 does not fit"),
-        ({"device": "gpu"}, "'gpu' is no device"),
-        ({"device": "meta"}, "cpu or cuda"),
-        ({"batch_size": 74}, "a global batch of 74 is larger than train with its 73 samples"),
-        ({"batch_size": 37, "world_size": 2}, "a batch of at most 36 a rank"),
-    ],
-)
-def test_a_wrong_call_is_refused_before_anything_starts(raw_set, options, told):
-    with pytest.raises(WrongCall) as refused:
-        Loader(raw_set.path, **options)
-
-    assert told in str(refused.value)
-    assert refused.value.exit_code == 2
-
-
-def test_a_set_without_the_split_is_refused_naming_those_it_has(raw_set):
-    with pytest.raises(NoSuchSplit, match="it has train, val, test"):
-        Loader(raw_set.path, "validation")
-
-
-def test_a_device_that_is_not_there_is_refused(raw_set, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(WrongCall, match="torch sees no CUDA device"):
-        Loader(raw_set.path, device="cuda:3")
 
 
 def spoiled(pictures, folder, *, at, by):
