@@ -17,7 +17,7 @@ _MEMORY = Path("/proc/meminfo")
 
 
 def granted_cores() -> int:
-    """Cores that this process and the other ranks beside it may keep busy: those they may run on, within the quota."""
+    """Cores that this process and the ranks beside it may keep busy: those they may run on, within the quota."""
     quota = cpu_quota()
     return usable_cores() if quota is None else min(usable_cores(), max(1, round(quota)))
 
