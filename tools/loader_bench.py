@@ -5,28 +5,38 @@ from __future__ import annotations
 import gc
 import io
 import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import __version__
-from ..pipeline import STAGES, Loader, RemoteShelf, Stages, Trace, crop_side, open_shard_set, write_trace
-from ..shards import AlexshardError, WrongCall, usable_cores
+from ..pipeline import (
+    STAGES,
+    Loader,
+    RemoteShelf,
+    Stages,
+    Trace,
+    crop_side,
+    free_on,
+    granted_cores,
+    open_shard_set,
+    write_trace,
+)
+from ..shards import AlexshardError, WrongCall
 from ..trainer import PRESETS, Machine, Recipe
 from .loader_figures import added, figures
 from .loader_ladder import How, rank_rows, run_ladder, run_sweep, stage_rows
 from .loader_meter import Ranks
+from .loader_report import demand_of
 from .loader_rivals import Rivals
 from .loader_sweep import Setting, check_alike, parse_sweep, places_of_sets
 from .loader_training import MODES, Trainer, endless, measure_training, together_of, training_figures
-from .loader_verdict import Findings, judge
+from .loader_verdict import findings_of, judge
+from .loader_versions import versions
 from .terminal import Progress
 
 PROFILED = 12  # batches of a trace
@@ -94,11 +104,18 @@ class Bench:
         self.set = self.sets[0]
         check_alike(self.sets, asked.split)
         samples = self.set.manifest.splits[asked.split].samples if asked.split in self.set.manifest.splits else 0
+        if 0 < samples < ranks.count:
+            raise WrongCall(
+                f"{ranks.count} ranks, and {asked.split} has {samples:,} samples",
+                why="a rank without samples has nothing to measure",
+                remedy=f"at most {samples:,} ranks",
+            )
+        self._decoders: dict[str, str] = {}  # of each setting: chosen once, since its turns stand in one row
         self.batch_size = max(1, min(asked.batch_size, samples // ranks.count or 1))
         self.settings = (
             parse_sweep(
                 asked.sweep,
-                cores=usable_cores(),
+                cores=granted_cores(),
                 batch_size=self.batch_size,
                 samples=max(1, samples // ranks.count),
                 formats=[each.manifest.image.encoding for each in self.sets],
@@ -135,7 +152,7 @@ class Bench:
             output=asked.output,
             channels_last=asked.channels_last,
             backend=asked.backend,
-            decoder=asked.decoder,
+            decoder=self._decoders.get(setting.label, asked.decoder) if setting else asked.decoder,
             **given,
         )
 
@@ -156,7 +173,8 @@ class Bench:
                 rivals.add_ours(stack.enter_context(self.open(**SAME_WORK)))
                 rivals.add_limits()
             for setting in self.settings:  # what cannot be opened is known now, not after minutes
-                self.open(setting).close()
+                with self.open(setting) as tried:
+                    self._decoders[setting.label] = tried.decoder
             trainer, why_not = self._trainer(loader)
             turns = rivals.turns(asked.seconds) if rivals else {}
             runs = len(STAGES) + 1 + len(turns) + (len(MODES) if trainer else 0)
@@ -164,9 +182,13 @@ class Bench:
                 own, others = run_ladder(loader, turns, How(asked.repeats, asked.seconds, ranks, on_run))
                 training = self._training(loader, trainer, own, on_run) if trainer else None
             about = self._about(loader)
+            # An eighth of what is free beside the batches that there are; a card's memory where they go there.
+            room = loader.prefetch + (free_on(loader.device) or 0) // 8 // about["batch_bytes"]
             if asked.profile:
                 self._profile(loader, trainer)
         stages = stage_rows(own, asked.output)
+        demand, together = demand_of({"training": training}), together_of(training) if training else None
+        found = findings_of(about, stages, together, demand=demand, ranks=ranks.count, room=room)
         return {
             **about,
             "stages": stages,
@@ -179,7 +201,7 @@ class Bench:
             ],
             "peers_left_out": rivals.left_out if rivals else {},
             "ranks": rank_rows(own[STAGES[-1]]) if ranks.count > 1 else [],
-            "verdict": asdict(judge(self._findings(about, stages, training))),
+            "verdict": asdict(judge(found)),
         }
 
     def _sweep(self) -> list[dict[str, Any]]:
@@ -188,7 +210,12 @@ class Bench:
         with self._progress(asked.repeats * len(STAGES) * len(settings), "sweep") as on_run:
             swept = run_sweep(settings, How(asked.repeats, asked.seconds, self.ranks, on_run))
         return [
-            {"knob": each.knob, "value": each.value, "stages": stage_rows(swept[each.label], asked.output)}
+            {
+                "knob": each.knob,
+                "value": each.value,
+                "decoder": self._decoders[each.label],
+                "stages": stage_rows(swept[each.label], asked.output),
+            }
             for each in self.settings
         ]
 
@@ -233,7 +260,7 @@ class Bench:
             self.set,
             split=asked.split,
             batch_size=self.batch_size,
-            threads=asked.threads or usable_cores(),
+            threads=asked.threads or granted_cores(),
             output=asked.output,
             side=crop_side(self.set.manifest.image.side),
             stack=stack,
@@ -286,6 +313,7 @@ class Bench:
             },
             "machine": {
                 **self.machine.describe(),
+                "cores": granted_cores(),
                 "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             },
             "versions": versions(),
@@ -296,26 +324,6 @@ class Bench:
         shelf = self.set.shelf
         return asdict(shelf.statistics()) if isinstance(shelf, RemoteShelf) else None
 
-    def _findings(
-        self, about: dict[str, Any], stages: list[dict[str, Any]], training: dict[str, Any] | None
-    ) -> Findings:
-        chosen = about["settings"]
-        return Findings(
-            rates={row["stage"]: row["images_per_s"]["median"] for row in stages},
-            busy={row["stage"]: row["user_cores"] + row["system_cores"] for row in stages},
-            demand=None if training is None else training["resident"]["images_per_s"]["median"],
-            together=None if training is None else together_of(training),
-            cores=usable_cores(),
-            encoding=about["stored"]["encoding"],
-            ranks=self.ranks.count,
-            remote="://" in about["shard_set"],
-            store_share=stages[-1]["store_share"],
-            **{
-                name: chosen[name]
-                for name in ("threads", "device", "backend", "decoder", "mean", "output", "order", "prefetch")
-            },
-        )
-
 
 def _device_of(asked: str, ranks: Ranks) -> str:
     """Each rank of a machine has its own card."""
@@ -324,29 +332,3 @@ def _device_of(asked: str, ranks: Ranks) -> str:
     if ranks.count > 1 and (asked == "cuda" or (asked == "auto" and torch.cuda.is_available())):
         return f"cuda:{ranks.local}"
     return asked
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    import numpy
-    import PIL
-    import torch
-
-    def of(*names: str) -> str:
-        for name in names:
-            try:
-                return version(name)
-            except PackageNotFoundError:
-                continue
-        return "not installed"
-
-    return {
-        "alexshard": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "dali": of("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-        "simplejpeg": of("simplejpeg"),
-        # pillow-simd lies over Pillow; the module knows which it is.
-        "pillow-simd" if ".post" in PIL.__version__ else "pillow": PIL.__version__,
-        "numpy": numpy.__version__,
-    }

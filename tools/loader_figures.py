@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
+ALMOST = 0.8  # of the cores that decoding asks for: with less, threads waited
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -80,6 +82,14 @@ def figures(runs: Sequence[Run]) -> dict[str, Any]:
         "own_bytes": min(run.own_bytes for run in runs),
         "device_bytes": min(run.device_bytes for run in runs),
     }
+
+
+def starved(decode_cores: float, *, decoder: str, threads: int, cores: int) -> bool:
+    """Whether threads that only decode, of all ranks, did not get the cores that they asked for.
+
+    What they wait for is the cores, where images lie in memory.
+    """
+    return decoder == "cores" and decode_cores < ALMOST * min(threads, cores)
 
 
 def own_us_per_image(rates: Mapping[str, float]) -> dict[str, float]:

@@ -8,10 +8,9 @@ from typing import Any
 
 from ..shards import byte_size
 from .loader_chart import Bar, bar_of
-from .loader_figures import per_s
+from .loader_figures import per_s, starved
 from .terminal import facts, table
 
-CROWDED = 0.8  # of the cores that decoding asks for: with less, other work runs beside it
 RATE = "images/s: median [least..most]"
 MODES = {
     "resident": "its demand: steps on a batch that stays",
@@ -106,15 +105,16 @@ def _ladder(report: dict[str, Any]) -> Table:
 
 
 def _crowded(report: dict[str, Any]) -> list[str]:
-    """Whether other work took the cores: decoding waits for nothing but them."""
-    decode = next(row for row in report["stages"] if row["stage"] == "decode")
-    ranks = len(report["ranks"]) or 1
-    wanted = min(report["settings"]["threads"] * ranks, report["machine"]["cores"])
+    """Whether other work took the cores: decoding waits for nothing but them, and for where the images lie."""
+    reading, decode = report["stages"][:2]
+    threads, cores = report["settings"]["threads"] * (len(report["ranks"]) or 1), report["machine"]["cores"]
     got = decode["user_cores"] + decode["system_cores"]
-    if report["settings"]["decoder"] != "cores" or got >= CROWDED * wanted:
+    few = starved(got, decoder=report["settings"]["decoder"], threads=threads, cores=cores)
+    if report["store"] is not None or not few:
         return []
+    why = "A slow disk, or a busy machine" if reading["own_us"] > decode["own_us"] else "A busy machine"
     return [
-        f"A busy machine: threads that only decode got {got:.1f} of {wanted} cores, "
+        f"{why}: threads that only decode got {got:.1f} of {min(threads, cores)} cores, "
         "so rates are lower than they can be."
     ]
 
@@ -172,7 +172,7 @@ def _peers(report: dict[str, Any]) -> Table | None:
 
 
 def _sweep(report: dict[str, Any]) -> list[Table]:
-    found = []
+    found, on_card = [], report["settings"]["device"] != "cpu"
     for knob in dict.fromkeys(each["knob"] for each in report["sweep"]):
         rows = []
         for each in report["sweep"]:
@@ -181,7 +181,7 @@ def _sweep(report: dict[str, Any]) -> list[Table]:
             last = each["stages"][-1]
             rows.append(
                 (
-                    str(each["value"]),
+                    f"{each['value']}{', decoder ' + each['decoder'] if on_card else ''}",
                     rate_words(last["images_per_s"]),
                     *(f"{row['own_us']:,.0f}" for row in each["stages"]),
                     f"{last['user_cores'] + last['system_cores']:.2f}",

@@ -8,6 +8,7 @@ burnt      steps on the resident batch beside as much CPU work as the loader doe
            threads that never hold Python's lock: what sharing the cores alone costs
 
 They take turns. Images come as the loader delivers them; what a trainer must still do to them is part of the step.
+A trainer on a card waits while the card has no step to do: what this process waits meanwhile is none of it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,19 @@ class Trainer:
 
     def synchronize(self) -> None:
         self.machine.synchronize()
+
+    def mark(self) -> Any:
+        """When all steps so far are over, on what computes them: for `seconds_between`, after `synchronize`."""
+        if self.machine.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.machine.device))
+        return event
+
+    def seconds_between(self, earlier: Any, later: Any) -> float:
+        if self.machine.device.type != "cuda":
+            return float(later - earlier)
+        return float(earlier.elapsed_time(later)) / 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +124,21 @@ def measure_training(
 def _steps(
     trainer: Trainer, batches: Iterator[Batch], steps: int, meter: Meter, before: Callable[[], None]
 ) -> Steps:
-    images, waited = 0, 0.0
+    images = 0
     meter.start()
+    marks = [trainer.mark()]
     for _ in range(steps):
         before()
-        asked = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
+        marks.append(trainer.mark())
         trainer.step(batch)
+        marks.append(trainer.mark())
         images += len(batch)
         del batch
         meter.look()
     trainer.synchronize()
+    # From the end of each step to the begin of the next.
+    waited = sum(trainer.seconds_between(*pair) for pair in zip(marks[::2], marks[1::2], strict=False))
     return Steps(meter.run(images, waited), steps)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from .loader_figures import factor, own_us_per_image, per_s
+from .loader_figures import factor, own_us_per_image, per_s, starved
 
 NEARLY = 0.05  # rates nearer to each other than this are called equal
 NOTICED = 0.03  # a share of the trainer's time below this is not worth a word
@@ -45,10 +46,17 @@ class Findings:
     remote: bool = False
     store_share: float = 0.0  # of the loader's time: waited for a shard to come from a store
     prefetch: int = 2
+    room: int = 64  # the most that --prefetch can be for the memory that is free
 
     @property
     def given(self) -> float:
         return list(self.rates.values())[-1]
+
+    @property
+    def starved(self) -> bool:
+        """Whether decoding alone did not get the cores it asked for."""
+        threads = self.threads * self.ranks
+        return starved(self.busy["decode"], decoder=self.decoder, threads=threads, cores=self.cores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,33 @@ class Verdict:
     factor: float | None  # how many times the other side outruns it; None: the demand is not known
     turn: tuple[str, ...] = field(default=())
     text: str = ""
+
+
+def findings_of(
+    about: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+    together: Together | None,
+    *,
+    demand: float | None,
+    ranks: int,
+    room: int,
+) -> Findings:
+    """What a report says of its settings and stages, with what it does not say."""
+    chosen = about["settings"]
+    names = ("threads", "device", "backend", "decoder", "mean", "output", "order", "prefetch")
+    return Findings(
+        rates={row["stage"]: row["images_per_s"]["median"] for row in stages},
+        busy={row["stage"]: row["user_cores"] + row["system_cores"] for row in stages},
+        demand=demand,
+        together=together,
+        cores=about["machine"]["cores"],
+        encoding=about["stored"]["encoding"],
+        ranks=ranks,
+        remote=about["store"] is not None,
+        store_share=stages[-1]["store_share"],
+        room=min(64, room),
+        **{name: chosen[name] for name in names},
+    )
 
 
 def judge(found: Findings) -> Verdict:
@@ -87,7 +122,7 @@ def judge(found: Findings) -> Verdict:
             f"{factor(demand / given)} times as many{got}. Turn: {', or '.join(turn)}."
         )
         return Verdict(stage, demand / given, turn, text)
-    if together and together.waited_share > NOTICED:
+    if together and together.waited_share > NOTICED and _lost(together, demand) > max(NEARLY, together.spread):
         return _crowded(found, together, have)
     return _outrun(found, together, have)
 
@@ -97,19 +132,21 @@ def _outrun(found: Findings, together: Together | None, have: str) -> Verdict:
     assert found.demand is not None
     times = found.given / found.demand
     threads = _enough(found)
-    spare = f"--threads {threads} is enough" if threads < found.threads else "no thread can be spared"
+    fewer: tuple[str, ...] = (f"--threads {threads}",) if threads < found.threads else ()
+    spare = f"; --threads {threads} should be enough" if fewer else "; no thread can be spared"
     if found.threads == 1:
-        spare = "one thread is enough"
+        spare = "; one thread is enough"
+    elif found.device != "cpu":
+        spare = ""  # what the card does is no matter of threads
     said = (
         f"The trainer is the limit: it asks for {per_s(found.demand)} images/s, {have}, "
-        f"{factor(times)} times as many; {spare}"
+        f"{factor(times)} times as many{spare}"
     )
     slower = _slower(together)
     if together is None or slower <= max(NOTICED, together.spread):
-        turn: tuple[str, ...] = (f"--threads {threads}",) if threads < found.threads else ()
-        return Verdict("trainer", times, turn, f"{said}.")
+        return Verdict("trainer", times, fewer, f"{said}.")
     kind, why = _whose(together, slower)
-    turn = (f"--threads {threads}",) if threads < found.threads else _fewer_cycles(found)
+    turn = fewer or _fewer_cycles(found)
     text = f"{said}. Beside the loader a step takes {slower:.0%} longer, {why}. Turn: {', or '.join(turn)}."
     return Verdict(kind, times, turn, text)
 
@@ -117,13 +154,18 @@ def _outrun(found: Findings, together: Together | None, have: str) -> Verdict:
 def _crowded(found: Findings, together: Together, have: str) -> Verdict:
     """Alone the loader is fast enough, beside the trainer it is not."""
     assert found.demand is not None
-    turn = ("more cores", *_fewer_cycles(found), f"--prefetch {2 * found.prefetch} (now {found.prefetch})")
+    turn = ("more cores", *_fewer_cycles(found), *_more_prefetch(found))
     text = (
         f"They are in each other's way: alone {have} and the trainer asks for {per_s(found.demand)}, "
         f"but together it does {per_s(together.images_per_s)} and waits {together.waited_share:.0%} of its time. "
         f"Turn: {', or '.join(turn)}."
     )
     return Verdict("cores", found.given / found.demand, turn, text)
+
+
+def _lost(together: Together, demand: float) -> float:
+    """The part of its demand that the trainer did not get."""
+    return 1 - together.images_per_s / demand
 
 
 def _slower(together: Together | None) -> float:
@@ -142,9 +184,14 @@ def _whose(together: Together, slower: float) -> tuple[str, str]:
 
 
 def _enough(found: Findings) -> int:
-    """The fewest threads that still give half as much again as is asked for; they share the work evenly."""
+    """The fewest threads that should still give half as much again as is asked for, if they share the work evenly.
+
+    Threads beyond the cores give nothing; how many a card needs is not known.
+    """
     assert found.demand is not None
-    each = found.given / found.threads
+    if found.device != "cpu":
+        return found.threads
+    each = found.given / min(found.threads, max(1, found.cores // found.ranks))
     return next((n for n in range(1, found.threads) if n * each >= IN_HAND * found.demand), found.threads)
 
 
@@ -189,7 +236,8 @@ def _turn(stage: str, found: Findings) -> tuple[str, ...]:
     if stage == "bytes":
         if found.busy.get("bytes", 0.0) < 0.5 * found.threads * found.ranks:  # they wait for the disk
             seeks = ("--order windowed",) if found.order == "global" else ()
-            return ("memory that holds the shards", "a faster disk", *seeks)
+            busy = ("a quiet machine: threads that decode did not get their cores either",)
+            return (*(busy if found.starved else ()), "memory that holds the shards", "a faster disk", *seeks)
         return by_cores
     if stage == "decode":
         if found.decoder in ("card", "split"):
@@ -202,7 +250,13 @@ def _turn(stage: str, found: Findings) -> tuple[str, ...]:
         return (*threads, *(by_cores if on_cpu else ("a faster card",)), *lighter)
     if stage == "device":
         return (*_lighter(found), "a larger --batch-size")
-    return (f"--prefetch {2 * found.prefetch} (now {found.prefetch})", "a larger --batch-size")
+    return (*_more_prefetch(found), "a larger --batch-size")
+
+
+def _more_prefetch(found: Findings) -> tuple[str, ...]:
+    """Twice as many batches ahead, or as many as there is memory for."""
+    more = min(2 * found.prefetch, found.room)
+    return (f"--prefetch {more} (now {found.prefetch})",) if more > found.prefetch else ()
 
 
 def _lighter(found: Findings) -> tuple[str, ...]:

@@ -9,11 +9,15 @@ import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from alexshard.pipeline import STAGES
+from alexshard.shards import WrongCall
 from alexshard.tools.bench_loader import main
+from alexshard.tools.loader_bench import Asked, Bench
+from alexshard.tools.loader_meter import Ranks
 from click.testing import CliRunner
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench_loader"
@@ -80,6 +84,31 @@ def test_a_sweep_has_every_stage_of_every_setting(everything):
     ]
     for each in swept:
         assert [row["stage"] for row in each["stages"]] == list(STAGES)
+        assert each["decoder"] == "cores"
+
+
+def test_a_settings_turns_have_one_decoder_which_its_row_names(sample_set):
+    """That which was measured when it was tried out: another measurement may choose another."""
+    made = Bench(asked("--shards", sample_set, "--backend", "dali", "--sweep", "threads=1,2"), Ranks())
+    made._decoders["threads 1"] = "card"
+    chosen = []
+    for setting in made.settings:
+        with made.open(setting) as loader:
+            chosen.append(loader.decoder)
+
+    assert chosen == ["card", "cores"]
+
+
+def test_more_ranks_than_samples_are_refused_on_every_rank(sample_set):
+    for rank in (0, 199):
+        with pytest.raises(WrongCall, match="200 ranks, and train has 160 samples"):
+            Bench(asked("--shards", sample_set), Ranks(rank, 200, rank))
+
+
+def asked(*arguments):
+    """What the command line makes of its arguments."""
+    given = main.make_context("bench_loader", [*map(str, arguments)]).params | {"cache_bytes": None}
+    return Asked(**{field.name: given[field.name] for field in fields(Asked)})
 
 
 def test_others_run_beside_ours_at_the_same_work_and_beside_what_limits_all(everything):

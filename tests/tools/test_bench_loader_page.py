@@ -21,7 +21,7 @@ PEERS = [
 
 
 def swept(knob, values):
-    return [{"knob": knob, "value": value, "stages": stages()} for value in values]
+    return [{"knob": knob, "value": value, "decoder": "cores", "stages": stages()} for value in values]
 
 
 def everything():

@@ -50,7 +50,7 @@ def test_a_loader_that_outruns_the_trainer_tells_how_few_threads_are_enough():
     assert verdict.turn == ("--threads 1",)
     assert verdict.text == (
         "The trainer is the limit: it asks for 31.0 images/s, 2 threads give 3,900 images/s, 126 times as many; "
-        "--threads 1 is enough."
+        "--threads 1 should be enough."
     )
 
 
@@ -58,6 +58,19 @@ def test_the_fewest_threads_that_are_enough_keep_half_as_much_in_hand():
     verdict = judge(findings(demand=2_000.0, together=together(), threads=8, cores=8))
 
     assert verdict.turn == ("--threads 7",)
+
+
+def test_threads_beyond_the_cores_are_not_counted_on():
+    verdict = judge(findings(demand=1_500.0, together=together(images_per_s=1_500.0), threads=8))
+
+    assert "--threads 2 should be enough" in verdict.text
+
+
+def test_nothing_is_said_of_threads_where_a_card_works_too():
+    verdict = judge(findings(demand=31.0, together=together(), **CARD))
+
+    assert verdict.turn == ()
+    assert verdict.text.endswith("126 times as many.")
 
 
 def test_a_loader_just_fast_enough_has_no_thread_to_spare():
@@ -108,10 +121,18 @@ def test_rates_that_are_nearly_equal_make_neither_the_limit():
         ({}, {"remote": True, "store_share": 0.7}, "finish", "more cores"),
         (
             {"bytes": 4_500.0, "decode": 4_400.0},
-            {"busy": {"bytes": 0.1, "loader": 2.0}},
+            {"busy": {"bytes": 0.1, "decode": 2.0, "loader": 2.0}},
             "bytes",
-            "memory that holds the shards, or a faster disk, or --order windowed.",
+            "Turn: memory that holds the shards, or a faster disk, or --order windowed.",
         ),
+        (
+            {"bytes": 4_500.0, "decode": 4_400.0},
+            {"busy": {"bytes": 0.1, "decode": 0.5, "loader": 0.5}},
+            "bytes",
+            "Turn: a quiet machine: threads that decode did not get their cores either, or memory that holds",
+        ),
+        ({"finish": 7_500.0, "device": 7_400.0}, {"prefetch": 3, "room": 4}, "loader", "--prefetch 4 (now 3)"),
+        ({"finish": 7_500.0, "device": 7_400.0}, {"prefetch": 3, "room": 3}, "loader", "Turn: a larger --batch"),
         (
             {},
             {"remote": True, "store_share": 0.7, "busy": {"loader": 0.4}},
@@ -150,6 +171,13 @@ def test_a_loader_that_is_fast_alone_and_not_beside_the_trainer_is_in_its_way():
     assert verdict.bottleneck == "cores"
     assert "together it does 700 and waits 25% of its time" in verdict.text
     assert "Turn: more cores, or --mean channel" in verdict.text
+
+
+def test_a_trainer_that_gets_what_it_asks_for_is_in_nobodys_way_however_long_it_waited():
+    """As where a card computes while its process waits."""
+    verdict = judge(findings(demand=1_000.0, together=together(images_per_s=990.0, waited_share=0.4)))
+
+    assert verdict.bottleneck == "trainer"
 
 
 def test_a_step_slowed_by_shared_cores_is_told_from_one_slowed_by_the_lock():
