@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from alexshard.pipeline import STAGES
+from alexshard.pipeline import STAGES, machine
 from alexshard.shards import WrongCall
 from alexshard.tools.bench_loader import main
 from alexshard.tools.loader_bench import Asked, Bench
@@ -97,6 +97,13 @@ def test_a_settings_turns_have_one_decoder_which_its_row_names(sample_set):
             chosen.append(loader.decoder)
 
     assert chosen == ["card", "cores"]
+
+
+def test_a_sweep_of_threads_stays_within_the_quota_as_the_loader_does(sample_set, monkeypatch):
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 1.0)
+    made = Bench(asked("--shards", sample_set, "--sweep", "threads"), Ranks())
+
+    assert [setting.value for setting in made.settings] == [machine.default_threads()] == [1]
 
 
 def test_more_ranks_than_samples_are_refused_on_every_rank(sample_set):

@@ -100,6 +100,15 @@ def test_a_machine_with_other_work_is_spoken_of_since_its_figures_are_low():
     assert "busy machine" not in to_text(report())
 
 
+def test_threads_that_wait_for_a_disk_or_a_store_are_not_called_a_busy_machine():
+    slow = report(stages=stages({**RATES, "bytes": 4_500.0, "decode": 4_400.0}))
+    slow["stages"][1]["user_cores"] = 0.3
+    far = {**slow, "store": {"shards": 12, "bytes": 3_000_000_000, "stalled_s": 7.25}}
+
+    assert "A slow disk, or a busy machine: threads that only decode got 0.4 of 2 cores" in to_text(slow)
+    assert "busy machine" not in to_text(far)
+
+
 def test_parts_of_a_bar_lie_side_by_side_and_add_up_to_its_whole():
     (bars,) = pictures_of(report()).values()
     svg = ET.fromstring(picture(bars, None, "a picture"))
