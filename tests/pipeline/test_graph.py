@@ -92,6 +92,8 @@ if how == "interrupt":
 if how == "forget":
     del batches, loader
     gc.collect()
+    for thread in threading.enumerate()[1:]:  # one that was busy let go of the loader last, and ends by itself
+        thread.join(30)
     assert [thread.name for thread in threading.enumerate()] == ["MainThread"], threading.enumerate()
 """
 
@@ -127,9 +129,12 @@ def test_a_loader_that_is_forgotten_is_gone_however_far_its_iterator_came(jpeg_s
     lives = weakref.ref(loader)
     del loader, batches
     gc.collect()
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("alexshard")]
+    for thread in ours:  # one that was busy let go of the loader last, and ends by itself
+        thread.join(30)
 
     assert lives() is None
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("alexshard")]
+    assert not [thread.name for thread in ours if thread.is_alive()]
 
 
 def test_memory_is_let_go_when_the_last_view_is_and_not_before(raw_set):
