@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..shards import CorruptShardSet, ShardFiles, Shelf, SplitIndex, mending, ppm_pixels
 from . import kernels
 from .errors import UndecodableSample
+from .wanted import wanted_at_a_time
 
 
 class StoredImages:
@@ -100,8 +101,17 @@ class StoredImages:
     def will_need(self, shards: Sequence[int]) -> None:
         """These shards, by their place in the index, are wanted now and next, in this order, and no others."""
         self._files.keep_only(shards)
-        self.shelf.ahead([self.index.shards[shard] for shard in shards])
+        self.shelf.ahead([self.index.shards[shard] for shard in shards], by=self)
+
+    def check_fits(self, order: str, window: int | None) -> None:
+        """Whether what an order needs at a time fits where shards are kept, beside what others read of the set.
+
+        Raises:
+            WrongCall: it does not.
+        """
+        self.shelf.check_fits(*wanted_at_a_time(self.index.shards, order, window), by=self)
 
     def close(self) -> None:
         """Let go of the shards; the shelf stays open for others."""
         self._files.close()
+        self.shelf.ahead([], by=self)

@@ -54,7 +54,7 @@ class Deliveries:
         """The batches from a position of an epoch on. Errors come where their batch would."""
         begun: deque[tuple[Span, Facts, bool]] = deque()
         try:
-            for span, work, valid in self.works(epoch, position):
+            for span, work, valid in self.works(epoch, position, maker.in_flight):
                 wanted = len(work.samples) > 0
                 if wanted:
                     maker.begin(work)
@@ -66,12 +66,17 @@ class Deliveries:
         finally:
             maker.abandon()
 
-    def works(self, epoch: int, position: int = 0) -> Iterator[tuple[Span, Work, NDArray[np.bool_]]]:
-        """What there is to do for each batch, and which of its samples are not there to fill it."""
+    def works(
+        self, epoch: int, position: int = 0, in_flight: int = 0
+    ) -> Iterator[tuple[Span, Work, NDArray[np.bool_]]]:
+        """What there is to do for each batch, and which of its samples are not there to fill it.
+
+        `in_flight` of the batches before each may still be made: their shards stay.
+        """
         with traced("order", epoch=epoch):
             order = self.order_of(epoch=epoch)
         stored = self.plan.stored
-        wanted = Wanted(order, stored.index.shard, stored.will_need)
+        wanted = Wanted(order, stored.index.shard, stored.will_need, in_flight)
         for span in self.sharing.spans(position):
             wanted.enter(span.start, span.stop)
             with traced("draws"):

@@ -34,7 +34,6 @@ from .state import end_of_jitter, identity_of, position_of
 from .times import Clock, Times
 from .trace import span
 from .treatment import Treatment
-from .wanted import wanted_at_a_time
 
 
 class Loader:
@@ -168,7 +167,6 @@ class Loader:
             check_sharing(self._sharing, split=split, where=self.shard_set.shown)
             shard_samples = np.bincount(self._index.shard, minlength=len(self._index.shards))
             self.window = window or default_window(len(shard_samples)) if order == "windowed" else None
-            self.shard_set.shelf.check_fits(*wanted_at_a_time(self._index.shards, order, self.window))
             digest, window = self.shard_set.digest, self.window
             self._identity = {
                 **identity_of(shard_set=digest, split=split, seed=seed, order=order, window=window),
@@ -183,6 +181,7 @@ class Loader:
             )
             self._stored = StoredImages(self._index, self.shard_set.shelf, image.side)
             unmade.callback(self._stored.close)
+            self._stored.check_fits(order, self.window)
             plan = planned(
                 self.shard_set,
                 self._stored,

@@ -31,7 +31,7 @@ from .regular import open_regular
 from .restore import promised_digests, restored
 from .rows import SampleRow, count_labels, read_rows
 from .sample import JPEG_EXTENSION, LABEL_EXTENSION, NO_LABEL, RAW_EXTENSION, Sample, ppm_bytes, ppm_pixels
-from .shelf import LocalShelf, Shelf
+from .shelf import LocalShelf, Readers, Shelf
 from .stores import ANSWER_S, GOOGLE_SCHEMES, S3_SCHEMES, local_name, open_store
 from .tar import stored_size
 from .verify import load_mended, verify_shard_set
@@ -80,6 +80,7 @@ __all__ = [
     "OpenShard",
     "Patience",
     "Problem",
+    "Readers",
     "Sample",
     "SampleRow",
     "ShardEntry",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
@@ -45,9 +46,13 @@ class ShardFiles:
         self.index, self.shelf = index, shelf
         self.max_open = _descriptors_to_spare() if max_open is None else max_open
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # the one used last is the last
+        self._closed = False
+        self._begin()
+        _files.add(self)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._opening: dict[int, threading.Lock] = {}
-        self._closed = False
 
     def lease(self, shard: int) -> OpenShard:
         """The shard at a place of `index.shards`; stays open as long as it is held.
@@ -176,3 +181,15 @@ def _descriptors_to_spare() -> int:
     except (ImportError, OSError):
         return 64
     return max(_LEAST_OPEN, (most - held) // 2)
+
+
+_files: weakref.WeakSet[ShardFiles] = weakref.WeakSet()
+
+
+def _begin_in_the_child() -> None:
+    """A forked child has none of the threads of its parent, one of which may have held a lock."""
+    for files in _files:
+        files._begin()
+
+
+os.register_at_fork(after_in_child=_begin_in_the_child)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -33,11 +35,14 @@ class Shelf(Protocol):
             OSError: no descriptor is left (EMFILE, ENFILE).
         """
 
-    def ahead(self, shards: Sequence[ShardEntry]) -> None:
-        """These are wanted next, in this order: the whole list, which replaces the last one."""
+    def ahead(self, shards: Sequence[ShardEntry], by: object = None) -> None:
+        """A reader wants these next, in this order: its whole list, which replaces its last one; [] is none.
 
-    def check_fits(self, shards: Sequence[ShardEntry], window: int) -> None:
-        """Whether two windows of `window` of these shards fit where they are kept.
+        Lists of several readers, loaders of one set, stand side by side; each is known by an object of its own.
+        """
+
+    def check_fits(self, shards: Sequence[ShardEntry], window: int, by: object = None) -> None:
+        """Whether two windows of `window` of these shards fit where they are kept, beside what others read.
 
         Raises:
             WrongCall: they do not.
@@ -48,6 +53,21 @@ class Shelf(Protocol):
 
     def close(self) -> None:
         """End what goes on in the background. It is not final: several loaders may share a shelf."""
+
+
+class Readers:
+    """What the readers of a shelf want next. A reader that is gone wants nothing. Not safe across threads."""
+
+    def __init__(self) -> None:
+        self._lists: weakref.WeakKeyDictionary[object, list[ShardEntry]] = weakref.WeakKeyDictionary()
+
+    def wants(self, by: object, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
+        """Note a reader's list. Returns all of them as one: the first shard of each, the second of each, ..."""
+        self._lists.pop(by, None)
+        if shards:
+            self._lists[by] = list(shards)
+        turns = zip_longest(*list(self._lists.values()))
+        return list(dict.fromkeys(shard for turn in turns for shard in turn if shard is not None))
 
 
 def no_descriptors(error: OSError) -> bool:
@@ -65,7 +85,12 @@ class LocalShelf:
     def __init__(self, folder: Path) -> None:
         self.shown = str(folder)
         self._folder = folder
+        self._begin()
+        _shelves.add(self)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
+        self._readers = Readers()
         self._wanted: list[ShardEntry] = []  # by the thread; changed under the lock
         self._list = 0  # counts lists, so that the thread drops what it has begun of an old one
         self._thread: threading.Thread | None = None
@@ -108,11 +133,11 @@ class LocalShelf:
     def _unusable(self, shard: ShardEntry, what: str) -> CorruptShardSet:
         return corrupt(self.shown, f"the shard {shard.name} {what}")
 
-    def ahead(self, shards: Sequence[ShardEntry]) -> None:
+    def ahead(self, shards: Sequence[ShardEntry], by: object = None) -> None:
         if not hasattr(os, "posix_fadvise"):
             return
         with self._lock:
-            self._wanted = list(shards)
+            self._wanted = self._readers.wants(self if by is None else by, shards)
             self._list += 1
             if self._wanted and self._thread is None:
                 self._thread = threading.Thread(target=self._advise, name="alexshard-ahead", daemon=True)
@@ -147,7 +172,7 @@ class LocalShelf:
         finally:
             os.close(number)
 
-    def check_fits(self, shards: Sequence[ShardEntry], window: int) -> None:
+    def check_fits(self, shards: Sequence[ShardEntry], window: int, by: object = None) -> None:
         """They lie where they are kept."""
 
     def again(self, shard: ShardEntry) -> bool:
@@ -156,7 +181,7 @@ class LocalShelf:
 
     def close(self) -> None:
         with self._lock:
-            self._wanted = []
+            self._wanted, self._readers = [], Readers()
             self._list += 1
             thread = self._thread
         if thread is not None:
@@ -171,3 +196,15 @@ def _bytes_to_spare() -> int:
     except (OSError, StopIteration):
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return available // _MOST_OF_MEMORY
+
+
+_shelves: weakref.WeakSet[LocalShelf] = weakref.WeakSet()
+
+
+def _begin_in_the_child() -> None:
+    """A forked child has none of the threads of its parent, one of which may have held a lock."""
+    for shelf in _shelves:
+        shelf._begin()
+
+
+os.register_at_fork(after_in_child=_begin_in_the_child)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from alexshard.pipeline import Loader, UndecodableSample, fetching, open_shard_set, shelving
+from alexshard.pipeline import Loader, UndecodableSample, bringing, fetching, open_shard_set
 from alexshard.pipeline.bytes import StoredImages
 from alexshard.pipeline.cache import Cache
 from alexshard.pipeline.cache_files import NoRoom
@@ -228,7 +228,7 @@ def test_what_is_needed_now_does_not_wait_for_what_is_needed_next(s3, tmp_path, 
     far = many_shards(s3, tmp_path, monkeypatch)
     with opened(far) as shard_set:
         shards = shard_set.index("train").shards
-        holds = [Hold(key=shard.name) for shard in shards[: shelving.SHARDS_AT_ONCE]]
+        holds = [Hold(key=shard.name) for shard in shards[: bringing.SHARDS_AT_ONCE]]
         s3.proxy.add(*holds)
         shard_set.shelf.ahead(shards)
         assert all(hold.reached.wait(60) for hold in holds)  # all threads of the background are busy
@@ -239,7 +239,7 @@ def test_what_is_needed_now_does_not_wait_for_what_is_needed_next(s3, tmp_path, 
 
 
 def test_shards_are_fetched_in_the_order_of_need(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(shelving, "SHARDS_AT_ONCE", 1)
+    monkeypatch.setattr(bringing, "SHARDS_AT_ONCE", 1)
     far = many_shards(s3, tmp_path, monkeypatch)
     with opened(far) as shard_set:
         shards = shard_set.index("train").shards
@@ -347,7 +347,7 @@ def fetching_threads() -> list[threading.Thread]:
 
 
 def test_closing_waits_no_longer_than_it_must_for_a_store_that_cannot_be_interrupted(far, monkeypatch):
-    monkeypatch.setattr(shelving, "_END_S", 0.1)
+    monkeypatch.setattr(bringing, "_END_S", 0.1)
     shard_set = open_shard_set(f"file://{far.here}", cache=far.cache)
     shards = shard_set.index("train").shards
     reached, released = threading.Event(), threading.Event()
@@ -370,7 +370,7 @@ def test_closing_waits_no_longer_than_it_must_for_a_store_that_cannot_be_interru
 
 
 def test_a_cache_without_room_is_told_as_such(far, monkeypatch):
-    monkeypatch.setattr(shelving, "_OUR_ROOM_S", 0.0)
+    monkeypatch.setattr(bringing, "_OUR_ROOM_S", 0.0)
     with opened(far) as shard_set:
         shards = shard_set.index("train").shards
         small = sum(path.stat().st_size for path in shard_set.path.iterdir())
