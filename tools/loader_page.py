@@ -15,12 +15,26 @@ from .loader_report import Table, demand_of, facts_of, pictures_of, tables_of
 _PAGE = (Path(__file__).parent / "info_page.css").read_text(encoding="utf-8")
 _OWN = """
 header .verdict {
-  color: var(--ink); font-size: 1.25rem; line-height: 1.4; max-width: 46rem; margin: 0.75rem 0 0;
+  color: var(--ink); font-size: 1.25rem; line-height: 1.4; max-width: 64rem; margin: 0.75rem 0 0;
   overflow-wrap: anywhere;
 }
-.bars { max-width: 46rem; margin-top: 1rem; }
+.bars { margin-top: 1rem; }
 .verdict code { font-size: inherit; }
 td:last-child:not(.n) { min-width: 14rem; }
+@media (max-width: 64rem) {
+  table, tbody, tr, th, caption { display: block; }
+  thead { display: none; }
+  tr { padding: 0.6rem 0; border-top: 1px solid var(--line); }
+  tbody th, td, td:last-child:not(.n) { padding: 0.1rem 0; border: 0; white-space: normal; min-width: 0; }
+  td, td.n { display: flex; justify-content: space-between; gap: 1rem; white-space: normal; text-align: right; }
+  td:empty { display: none; }
+  td::before { content: attr(data-name); color: var(--pale); text-align: left; }
+}
+@media (max-width: 40rem) {
+  caption { max-width: calc(100vw - 2rem); }
+  thead th, tbody th { white-space: normal; }
+  thead th:first-child { min-width: 7rem; }
+}
 """
 
 
@@ -30,13 +44,19 @@ def page(report: dict[str, Any], when: str) -> str:
         element(
             "header",
             element("h1", "Where the loader's time goes"),
-            element("p", f"{report['shard_set']}, {when}"),
+            element("p", f"{_name(report)}, {when}"),
             _verdict(report["verdict"]["text"]),
         ),
         element("main", *_pictures(report), *(_table(each) for each in tables_of(report)), _facts(report)),
         element("footer", element("p", f"Measured by bench_loader of alexshard {__version__}.")),
     ]
     return document("bench_loader · alexshard", _PAGE + CSS + _OWN, joined(body))
+
+
+def _name(report: dict[str, Any]) -> str:
+    """The set's name: where it lies on this machine stands with what was measured on."""
+    shown = str(report["shard_set"])
+    return shown.rstrip("/").rsplit("/", 1)[-1] or shown
 
 
 def picture_of(report: dict[str, Any], when: str) -> str:
@@ -47,9 +67,13 @@ def picture_of(report: dict[str, Any], when: str) -> str:
 
 
 def _pictures(report: dict[str, Any]) -> Iterator[Html]:
-    told = "The wall time of an image as the trainer gets it, in µs"
+    told = "The wall time of an image as the trainer gets it, in µs (its images/s beside it)"
     for number, (title, bars) in enumerate(pictures_of(report).items()):
-        words = f"{told}, and what each stage adds to it." if number == 0 else f"{told}: all at the same work."
+        words = (
+            f"{told}, and what each stage adds to it; paler: no more than its runs differ by."
+            if number == 0
+            else f"{told}: all at the same work."
+        )
         if number == 0 and demand_of(report) is None:
             words += f" The trainer's demand: {report['training_note']}."
         drawn = picture(bars, demand_of(report), f"bar chart: {title.lower()}")
@@ -64,7 +88,7 @@ def _verdict(text: str) -> Html:
 
 def _table(each: Table) -> Html:
     told = each.note or "The median of the runs; in brackets the least and the most."
-    drawn = table(told, each.header, each.rows, numbers=each.numbers)
+    drawn = table(told, each.header, each.rows, numbers=each.numbers, named=True)
     return element("section", element("h2", each.title), drawn)
 
 
