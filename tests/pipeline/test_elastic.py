@@ -266,3 +266,22 @@ def test_two_killed_processes_go_on_as_one_and_as_four(raw_set, tmp_path):
         codes, seen = run_ranks(raw_set, tmp_path, ranks, batch_size=batch_size)
         assert codes == [0] * ranks
         assert seen == expected[30:until]
+
+
+def test_where_the_jitter_ends_after_so_many_batches_it_does_so_on_any_ranks(raw_set):
+    """Five batches of 12: 60 samples, then none. Going on in the middle of them, and after them."""
+    options = {"augment": "original", "jitter_steps": 5}
+    with loader_of(raw_set, 12, **options) as one:
+        expected = in_turns([one])
+        jittered = [offset != [0.0, 0.0, 0.0] for *_, offset in expected]
+        states = [{**one.state_dict(), "epoch": 0, "position": position} for position in (24, 60)]
+    for ranks in (2, 3, 4):
+        loaders = [loader_of(raw_set, 12 // ranks, rank, ranks, **options) for rank in range(ranks)]
+        for state in states:
+            for loader in loaders:
+                loader.load_state_dict(state)
+            assert in_turns(loaders) == expected[state["position"] :]
+        for loader in loaders:
+            loader.close()
+
+    assert jittered == [True] * 60 + [False] * 12
