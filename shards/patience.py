@@ -123,14 +123,14 @@ class Patience:
         return AlexshardError(
             f"cannot {what} {self._shown(name)}: {self.said(error)}",
             why=f"{len(self._pauses) + 1} attempts over {sum(self._pauses):.0f} s and more have failed",
-            remedy="when the store is well again, the same command continues",
+            remedy="when the store is well again, run the same command again",
         )
 
     def unreachable(self, error: Exception) -> AlexshardError:
         named = "endpoint (AWS_ENDPOINT_URL)" if self.shown.startswith(("s3:", "s3a:")) else "address"
         return AlexshardError(
             f"{self.shown} cannot be reached: {self.said(error)}",
-            remedy=f"mend the network or the {named}; then the same command continues",
+            remedy=f"mend the network or the {named}; then run the same command again",
         )
 
     def _shown(self, name: str) -> str:

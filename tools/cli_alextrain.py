@@ -42,7 +42,7 @@ def machine_options(command: Any) -> Any:
         (
             click.option("--threads", type=click.IntRange(1, 1024), help="Of the CPU.  [default: one a core]"),
             click.option(
-                "--prefetch", type=click.IntRange(1, 1024), help="Batches made ahead.  [default: by the memory]"
+                "--prefetch", type=click.IntRange(1, 64), help="Batches made ahead.  [default: by the memory]"
             ),
             click.option(
                 "--backend",
@@ -179,17 +179,26 @@ def run(
         reporter=_lines(),
     )
     shown = click.format_filename(folder)
-    again = shlex.join(["--shards", shard_set.shown, *(["--cache", str(cache)] if cache else [])])
+    stored = {"--cache": cache, "--cache-size": cache_size}
     if outcome.stopped_by is not None:
+        made = {"--threads": threads, "--prefetch": prefetch, "--backend": backend, "--decoder": decoder}
+        told = {"--eval-every": None if eval_every == 1 else eval_every, "--log-every": log_every}
+        again = _words({"--resume": folder, "--device": device, "--devices": devices, **made, **stored, **told})
         click.echo(
             f"stopped by {outcome.stopped_by.name} after step {outcome.step:,} of {outcome.total_steps:,}; "
-            f"everything is in {shown}. To go on:\n  alextrain run --resume {shown} {again}",
+            f"everything is in {shown}. To go on:\n  alextrain run {again}",
             err=True,
         )
         sys.exit(128 + outcome.stopped_by)
     click.echo(f"{outcome.step:,} steps done; network, figures and configuration are in {shown}. Next:")
     split = "" if validation_split(shard_set) else " --split train"
-    click.echo(f"  alextrain eval {shown} {again}{split}")
+    click.echo(f"  alextrain eval {_words({'': folder, '--shards': shard_set.shown, **stored})}{split}")
+
+
+def _words(options: dict[str, object]) -> str:
+    """Options of a command as a shell takes them; those that are None were not given."""
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    return shlex.join(word for pair in given.items() for word in pair if word)
 
 
 @main.command("eval")

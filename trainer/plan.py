@@ -142,10 +142,11 @@ def loading_line(loader: Loader) -> str:
     """The same in words."""
     windows = f" of {loader.window:,} shards" if loader.window is not None else ""
     share = f" ({100 * loader.split_share:.0f} % on the card)" if loader.split_share is not None else ""
-    return (
-        f"loader: backend {loader.backend}, decoder {loader.decoder}{share}, threads {loader.threads}, "
-        f"prefetch {loader.prefetch}, order {loader.order}{windows}"
+    # One image after the other, by Pillow: neither a choice of decoders nor threads.
+    workers = (
+        "" if loader.backend == "reference" else f", decoder {loader.decoder}{share}, threads {loader.threads}"
     )
+    return f"loader: backend {loader.backend}{workers}, prefetch {loader.prefetch}, order {loader.order}{windows}"
 
 
 def steps_per_epoch(recipe: Recipe, shard_set: ShardSet) -> int:

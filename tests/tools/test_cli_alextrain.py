@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -87,13 +88,19 @@ def whole(home):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "line_before"),
-    [(signal.SIGTERM, 143, "step 1 "), (signal.SIGINT, 130, "step 1 "), (signal.SIGTERM, 143, "run cut")],
+    ("number", "code", "line_before", "stored"),
+    [
+        (signal.SIGTERM, 143, "step 1 ", ""),
+        (signal.SIGINT, 130, "step 1 ", " --cache here --cache-size 1GB"),
+        (signal.SIGTERM, 143, "run cut", ""),
+    ],
 )
 def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_not(
-    home, whole, tmp_path, number, code, line_before
+    home, whole, tmp_path, number, code, line_before, stored
 ):
     command = sixteen_epochs(home)
+    if stored:
+        command = ("--shards", (home / "shards" / "drawn").as_uri(), *command[2:], *stored.split())
     process = subprocess.Popen(
         [sys.executable, "-m", "alexshard.tools.cli_alextrain", "run", "--out", "cut", *map(str, command)],
         cwd=tmp_path,
@@ -108,13 +115,12 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
                 break
         said = process.stderr.read()
     stopped = Checkpoint.load(RunFolder(tmp_path / "cut").checkpoint).step
-    resumed = alextrain(
-        "run", "--resume", "cut", "--log-every", 1, "--eval-every", 0, "--threads", 1, cwd=tmp_path
-    )
+    way_on = said.splitlines()[-1]
+    resumed = alextrain(*shlex.split(way_on)[1:], cwd=tmp_path)
 
     assert (process.returncode, resumed.returncode) == (code, 0), said + resumed.stderr
     assert 0 <= stopped < STEPS
-    assert "alextrain run --resume cut --shards" in said
+    assert way_on == f"  alextrain run --resume cut --threads 1{stored} --eval-every 0 --log-every 1"
     one, two = (Checkpoint.load(run.checkpoint) for run in (whole, RunFolder(tmp_path / "cut")))
     assert one.step == two.step == STEPS
     assert all(torch.equal(one.network[name], two.network[name]) for name in one.network)
@@ -150,6 +156,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
             "decoder='split' is one of DALI's",
         ),
         (("run", "--prefetch", "0"), "0 is not in the range"),
+        (("run", "--prefetch", "65"), "65 is not in the range"),
         (("run", "--cache-size", "a lot"), "'a lot' is no size"),
         (("run", "--cache-size", "0GB"), "'0GB' is no size"),
         (("run", "--cache", "here"), "--cache is for sets at an address, and shards is a folder"),
@@ -302,7 +309,8 @@ def test_the_slow_backend_is_warned_of_in_one_line(home, tmp_path):
         assert told.count("backend='reference' makes batches in plain NumPy") == 1
         assert "\nwarning: backend='reference'" in f"\n{told}"
         assert "UserWarning" not in told
-        assert "\nloader: backend reference, decoder cores" in told
+        assert "\nloader: backend reference, prefetch" in told
+        assert "install" not in told
     assert json.loads(judged.stdout)["loader"]["backend"] == "reference"
 
 

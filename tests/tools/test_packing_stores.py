@@ -91,7 +91,7 @@ def test_what_does_not_get_better_ends_with_one_message(s3_here, big):
     with pytest.raises(AlexshardError, match=r"cannot upload s3://bucket-\S+/sets/a/train-000000.tar") as failed:
         store.put(big, "train-000000.tar")
     assert failed.value.exit_code == 1
-    assert "the same command continues" in str(failed.value)
+    assert "run the same command again" in str(failed.value)
     s3_here.proxy.clear()
     assert s3_here.server.keys() == []
 
