@@ -53,8 +53,12 @@ def table(
     *,
     numbers: Sequence[int] = (),
     class_: str | None = None,
+    named: bool = False,
 ) -> Html:
-    """A table that may be wider than the page; a row begins with its header, `numbers` are aligned right."""
+    """A table that may be wider than the page; a row begins with its header, `numbers` are aligned right.
+
+    `named`: each figure knows its column's name, for a page so narrow that a row becomes a list.
+    """
 
     def cell(tag: str, place: int, content: object, **attributes: object) -> Html:
         return element(tag, content, class_="n" if place in numbers else None, **attributes)
@@ -64,7 +68,10 @@ def table(
         element(
             "tr",
             cell("th", 0, row[0], scope="row"),
-            *(cell("td", place, content) for place, content in enumerate(row[1:], start=1)),
+            *(
+                cell("td", place, content, data_name=header[place] if named else None)
+                for place, content in enumerate(row[1:], start=1)
+            ),
         )
         for row in rows
     ]

@@ -1,24 +1,26 @@
 """Pictures of `tools/bench_loader`: where the time of an image goes, one bar a setting, the demand as a line.
 
-A bar's length is the wall time of an image in microseconds, so parts of it add up; places are in percent of the
-width, so one picture is right for a phone and for a wide page, with letters of one size.
+A bar's length is the wall time of an image in microseconds, so parts of it add up, and rates stand beside it. A
+demand far off is a line behind a break of the axis. Places are in percent of the width, so one picture is right
+for a phone and for a wide page, with letters of one size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .info_html import Html, element, joined
-from .loader_figures import per_s
+from .loader_figures import own_words, per_s, within_spread
 
 CSS = (Path(__file__).parent / "loader_chart.css").read_text(encoding="utf-8")
 ROW, BAR, LEGEND, AXIS = 42, 16, 20, 26  # pixels
 MARGIN = 4.0  # percent of the width kept free at the right end
 FAR = 2.5  # a demand further off than this many of the longest bar would leave nothing to see of the bars
+BROKEN, BREAK = 72.0, 84.0  # percent of the width: where the longest bar then ends, and where the axis is broken
 
 SHORT = {
     "bytes": "bytes",
@@ -39,6 +41,7 @@ class Bar:
     label: str
     parts_us: Mapping[str, float]
     heading: str = ""  # begins a group of bars
+    told_us: Mapping[str, str] = field(default_factory=dict)  # parts in words, where they are no more than noise
 
     @property
     def total_us(self) -> float:
@@ -47,7 +50,8 @@ class Bar:
 
 def bar_of(label: str, stages: Sequence[Mapping[str, Any]], heading: str = "") -> Bar:
     """The bar of a report's `stages`."""
-    return Bar(label, {row["stage"]: row["own_us"] for row in stages}, heading)
+    noise = {row["stage"]: own_words(row) for row in stages if within_spread(row)}
+    return Bar(label, {row["stage"]: row["own_us"] for row in stages}, heading, noise)
 
 
 def picture(bars: Sequence[Bar], demand: float | None, described: str) -> Html:
@@ -97,7 +101,10 @@ def _content(bars: Sequence[Bar], demand: float | None) -> tuple[Html, int]:
     longest = max(bar.total_us for bar in bars)
     asked = None if demand is None else 1e6 / demand
     inside = asked is not None and asked <= FAR * longest
-    axis = max(longest, asked if inside and asked is not None else 0.0)
+    if asked is not None and not inside:
+        axis, end = longest * (100 - MARGIN) / BROKEN, longest
+    else:
+        axis = end = max(longest, asked or 0.0)
     stages = [stage for stage in SHORT if any(bar.parts_us.get(stage, 0.0) > 0 for bar in bars)]
     top = LEGEND * math.ceil(len(stages) / 2) + 8
     parts: list[Html] = []
@@ -108,9 +115,11 @@ def _content(bars: Sequence[Bar], demand: float | None) -> tuple[Html, int]:
             y += 28
         parts += _bar(bar, y, axis)
         y += ROW
-    parts = [*_legend(stages), *_axis(axis, top, y), *parts]  # the grid lies behind the bars
+    parts = [*_legend(stages), *_axis(axis, end, top, y), *parts]  # the grid lies behind the bars
     if asked is not None and demand is not None:
-        parts += _demand(asked, demand, axis, top, y) if inside else _far(asked, y)
+        parts += _demand(min(asked, axis), demand, axis, top, y)
+        if not inside:
+            parts.append(element("text", "//", x=f"{BREAK}%", y=y + 15, text_anchor="middle", class_="pale"))
         y += 18
     # Letters lie over lines and bars, the demand over the bars.
     parts.sort(key=lambda part: part.startswith("<text"))
@@ -118,7 +127,7 @@ def _content(bars: Sequence[Bar], demand: float | None) -> tuple[Html, int]:
 
 
 def _bar(bar: Bar, y: int, axis: float) -> Iterator[Html]:
-    rate = f"{per_s(1e6 / bar.total_us)} images/s" if bar.total_us else ""
+    rate = f"{per_s(1e6 / bar.total_us)} images/s, {bar.total_us:,.0f} µs" if bar.total_us else ""
     yield element("text", bar.label, x=0, y=y + 15)
     yield element("text", rate, x="100%", y=y + 15, text_anchor="end", class_="n")
     left = 0.0
@@ -127,12 +136,12 @@ def _bar(bar: Bar, y: int, axis: float) -> Iterator[Html]:
             continue
         yield element(
             "rect",
-            element("title", f"{SHORT[stage]}: {us:,.1f} µs an image"),
+            element("title", f"{SHORT[stage]}: {bar.told_us.get(stage, f'{us:,.1f}')} µs an image"),
             x=_place(left, axis),
             y=y + 20,
             width=_place(us, axis),
             height=BAR,
-            class_=f"part {stage}",
+            class_=f"part {stage}{' noise' if stage in bar.told_us else ''}",
         )
         left += us
 
@@ -144,9 +153,9 @@ def _legend(stages: Sequence[str]) -> Iterator[Html]:
         yield element("text", SHORT[stage], x=x, y=y + 13, dx=17)
 
 
-def _axis(axis: float, top: int, y: int) -> Iterator[Html]:
-    step = nice(axis / 3)
-    for number in range(int(axis / step + 1e-9) + 1):
+def _axis(axis: float, end: float, top: int, y: int) -> Iterator[Html]:
+    step = nice(end / 3)
+    for number in range(int(end / step + 1e-9) + 1):
         x = _place(number * step, axis)
         yield element("line", x1=x, x2=x, y1=top, y2=y, class_="grid")
         anchor = "start" if number == 0 else "middle"
@@ -159,13 +168,13 @@ def _demand(asked: float, demand: float, axis: float, top: int, y: int) -> Itera
     yield element("line", x1=x, x2=x, y1=top, y2=y, class_="demand")
     anchor = "start" if asked < axis / 3 else "end" if asked > axis * 2 / 3 else "middle"
     yield element(
-        "text", f"the trainer asks for {per_s(demand)} images/s", x=x, y=y + 34, text_anchor=anchor, class_="asked"
+        "text",
+        f"the trainer asks for {per_s(demand)} images/s, {1e6 / demand:,.0f} µs",
+        x=x,
+        y=y + 34,
+        text_anchor=anchor,
+        class_="asked",
     )
-
-
-def _far(asked: float, y: int) -> Iterator[Html]:
-    text = f"the trainer asks for one each {asked:,.0f} µs →"
-    yield element("text", text, x="100%", y=y + 34, text_anchor="end", class_="asked")
 
 
 def _place(us: float, axis: float) -> str:

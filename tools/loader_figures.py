@@ -104,6 +104,21 @@ def own_us_per_image(rates: Mapping[str, float]) -> dict[str, float]:
     }
 
 
+def within_spread(row: Mapping[str, Any]) -> bool:
+    """Whether what a stage adds is no more than what its runs differ by: then it was not seen."""
+    return bool(row["own_us"] < _spread_us(row))
+
+
+def own_words(row: Mapping[str, Any]) -> str:
+    """A stage's own microseconds an image; where they are within the spread of its runs, the most they can be."""
+    return f"≤ {max(1.0, _spread_us(row)):,.0f}" if within_spread(row) else f"{row['own_us']:,.0f}"
+
+
+def _spread_us(row: Mapping[str, Any]) -> float:
+    rate = row["images_per_s"]
+    return float(1e6 / rate["min"] - 1e6 / rate["max"])
+
+
 def factor(times: float) -> str:
     """How many times, with the digits that a reader needs.
 

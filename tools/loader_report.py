@@ -8,7 +8,7 @@ from typing import Any
 
 from ..shards import byte_size
 from .loader_chart import Bar, bar_of
-from .loader_figures import per_s, starved
+from .loader_figures import own_words, per_s, starved, within_spread
 from .terminal import facts, table
 
 RATE = "images/s: median [least..most]"
@@ -68,7 +68,7 @@ def _ladder(report: dict[str, Any]) -> Table:
         (
             row["meaning"],
             rate_words(row["images_per_s"]),
-            f"{row['own_us']:,.0f}",
+            own_words(row),
             f"{row['user_cores']:.2f} + {row['system_cores']:.2f}",
             byte_size(row["rss_bytes"]),
             *((byte_size(row["device_bytes"]),) if on_card else ()),
@@ -100,6 +100,8 @@ def _ladder(report: dict[str, Any]) -> Table:
         )
     if report["peers"]:
         notes.append("Memory is that of the process, with all the others open.")
+    if any(within_spread(row) for row in report["stages"]):
+        notes.append("≤: the stage costs less than its runs differ by.")
     notes += _crowded(report)
     return Table("The loader by stage", header, rows, " ".join(notes), numbers=(1, 2, 3, 4, 5)[: len(header) - 1])
 
@@ -183,14 +185,17 @@ def _sweep(report: dict[str, Any]) -> list[Table]:
                 (
                     f"{each['value']}{', decoder ' + each['decoder'] if on_card else ''}",
                     rate_words(last["images_per_s"]),
-                    *(f"{row['own_us']:,.0f}" for row in each["stages"]),
+                    *(own_words(row) for row in each["stages"]),
                     f"{last['user_cores'] + last['system_cores']:.2f}",
                     byte_size(last["rss_bytes"]),
                 )
             )
         stages = tuple(row["stage"] for row in report["stages"])
         header = (knob, f"as the trainer gets it, {RATE}", *stages, "cores", "memory")
-        note = "The columns named for stages are their own µs an image."
+        note = (
+            "The columns named for stages are their own µs an image. Measured after the tables above, in turns of "
+            "its own: its rows compare with each other, not with theirs."
+        )
         found.append(Table(f"Sweep of {knob}", header, rows, note, numbers=tuple(range(1, len(header)))))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .loader_figures import factor, own_us_per_image, per_s, starved
@@ -56,7 +56,9 @@ class Findings:
     def starved(self) -> bool:
         """Whether decoding alone did not get the cores it asked for."""
         threads = self.threads * self.ranks
-        return starved(self.busy["decode"], decoder=self.decoder, threads=threads, cores=self.cores)
+        return starved(
+            self.busy.get("decode", float(threads)), decoder=self.decoder, threads=threads, cores=self.cores
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +100,24 @@ def findings_of(
 
 def judge(found: Findings) -> Verdict:
     """The verdict. Nothing is said of training where the trainer's demand was not measured."""
+    verdict = _judged(found)
+    if found.remote or not found.starved:
+        return verdict
+    busy = "Measured while threads that decode did not get their cores (a busy machine): rates can be higher."
+    return replace(verdict, text=f"{busy} {verdict.text}")
+
+
+def _judged(found: Findings) -> Verdict:
     stage = _costliest(found)
     turn = _turn(stage, found)
     given, demand = found.given, found.demand
     have = f"{_threads(found)} {'gives' if found.threads * found.ranks == 1 else 'give'} {per_s(given)} images/s"
     if demand is None:
         text = (
-            f"{_named(stage)} costs most of the loader's time: {have}. Turn: {', or '.join(turn)}. "
+            f"{have[0].upper()}{have[1:]}; {_named(stage).lower()} costs most of the loader's time. "
             "Whether training waits is not said: the trainer's demand was not measured."
         )
-        return Verdict(stage, None, turn, text)
+        return Verdict(stage, None, (), text)
     together = found.together
     if abs(given / demand - 1) <= NEARLY:
         text = (

@@ -123,16 +123,53 @@ def test_parts_of_a_bar_lie_side_by_side_and_add_up_to_its_whole():
     assert places[-1][0] + places[-1][1] == pytest.approx(96, abs=0.01)
 
 
-def test_the_demand_is_a_line_where_it_belongs_or_said_where_it_is_far_off():
+def test_the_demand_is_a_line_also_where_it_is_far_off_behind_a_break_of_the_axis():
     bars = [Bar("a", {"decode": 100.0})]
     near = ET.fromstring(picture(bars, 5_000.0, "near"))
     far = ET.fromstring(picture(bars, 31.0, "far"))
-    lines = [each for each in near.iter() if each.get("class") == "demand"]
+    (bar,) = parts_of(far)
 
-    assert [line.get("x1") for line in lines] == ["96.000%"]
-    assert "the trainer asks for 5,000 images/s" in texts_of(near)
-    assert [each for each in far.iter() if each.get("class") == "demand"] == []
-    assert "the trainer asks for one each 32,258 µs →" in texts_of(far)
+    for drawn in (near, far):
+        assert [each.get("x1") for each in drawn.iter() if each.get("class") == "demand"] == ["96.000%"]
+    assert "the trainer asks for 5,000 images/s, 200 µs" in texts_of(near)
+    assert "the trainer asks for 31.0 images/s, 32,258 µs" in texts_of(far)
+    assert bar.get("width") == "72.000%"
+    assert ("//" in texts_of(far), "//" in texts_of(near)) == (True, False)
+
+
+def test_a_bars_rate_stands_with_its_time_so_that_the_verdict_is_found_again():
+    assert "10,000 images/s, 100 µs" in texts_of(ET.fromstring(picture([Bar("a", {"decode": 100.0})], None, "")))
+
+
+def test_a_cost_within_the_spread_of_its_runs_is_no_fact():
+    """Of the made-up stages, device adds 3 µs and its runs differ by 51; decode adds 115 and differs by 25."""
+    made = report(sweep=swept("threads", (1,)))
+    drawn = ET.fromstring(picture_of(made, "today"))
+    titles = [part.findtext("{*}title") for part in parts_of(drawn)]
+
+    for told in (to_text(made), page(made, "today")):
+        assert "≤ 51" in told
+        assert "≤: the stage costs less than its runs differ by." in told
+    assert "to the device: ≤ 51 µs an image" in titles
+    assert "decode: 115.0 µs an image" in titles
+    assert all(("noise" in part.get("class")) == ("≤" in part.findtext("{*}title")) for part in parts_of(drawn))
+
+
+def test_a_sweep_says_that_its_rows_have_turns_of_their_own():
+    assert "its rows compare with each other, not with theirs" in to_text(everything())
+
+
+def test_on_a_narrow_page_a_row_is_a_list_of_named_figures():
+    content = page(everything(), "today")
+
+    assert content.count('data-name="own µs/image"') == len(RATES) + 1
+    assert "content: attr(data-name)" in content
+
+
+def test_the_header_names_the_set_and_no_path():
+    root = ET.fromstring(page(report(shard_set="/far/away/made-up"), "today").removeprefix("<!DOCTYPE html>\n"))
+
+    assert "".join(root.find(".//header").itertext()).startswith("Where the loader's time goesmade-up, today")
 
 
 def test_a_sweep_and_others_have_bars_under_their_headings():

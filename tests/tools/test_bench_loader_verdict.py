@@ -160,6 +160,7 @@ def test_nothing_is_said_of_training_where_the_demand_was_not_measured():
 
     assert (verdict.bottleneck, verdict.factor) == ("finish", None)
     assert "costs most of the loader's time" in verdict.text
+    assert (verdict.turn, "Turn" in verdict.text) == ((), False)
     assert verdict.text.endswith("Whether training waits is not said: the trainer's demand was not measured.")
     assert "limit" not in verdict.text
     assert "asks for" not in verdict.text
@@ -197,3 +198,12 @@ def test_a_slower_step_within_the_spread_of_steps_alone_is_not_spoken_of():
 
 def test_ranks_are_named_with_their_threads():
     assert "4 ranks of 2 threads give 3,900" in judge(findings(demand=31.0, ranks=4, cores=8)).text
+
+
+def test_a_verdict_from_a_busy_machine_says_so_in_its_line():
+    busy = {"decode": 0.5, "loader": 1.0}
+    said = judge(findings(demand=31.0, together=together(), busy=busy)).text
+
+    assert said.startswith("Measured while threads that decode did not get their cores (a busy machine)")
+    assert "The trainer is the limit" in said
+    assert "busy machine" not in judge(findings(demand=31.0, together=together())).text
