@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,13 @@ S3_SCHEMES = frozenset({"s3", "s3a"})
 GOOGLE_SCHEMES = frozenset({"gs", "gcs"})
 _WEB = frozenset({"http", "https"})
 _EXTRAS = {**dict.fromkeys(S3_SCHEMES, "s3"), **dict.fromkeys(GOOGLE_SCHEMES, "gcs")}
+# Parameters of a query that let somebody in, and change each time: tokens, and what signs an address of Amazon,
+# Google or Azure (whose names have two or three letters).
+_CREDENTIAL = re.compile(
+    r"[^=]*(token|secret|signature|password|passwd|credential|api_?key|access_?key|key-?pair|auth)|x-(amz|goog)-"
+    r"|(key|pass|pwd|policy|expires|googleaccessid|sig|s[vestpr]|srt|spr|sip|sdd|ses|sk[estv]|skoid|sktid)=",
+    re.IGNORECASE,
+)
 
 
 def open_store(
@@ -82,5 +90,11 @@ def open_store(
 
 
 def local_name(address: str) -> str:
-    """A name for what is kept on this machine about an address; it changes with no password or token."""
-    return hashlib.sha256(masked(address).rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    """A name for what is kept on this machine about an address; it changes with no password, token or signature.
+
+    What else a query says is part of the name: it may well choose among sets.
+    """
+    before, _, query = address.partition("?")
+    kept = [pair for pair in query.split("&") if pair and not _CREDENTIAL.match(pair)]
+    named = "?".join([masked(before).rstrip("/"), *kept, *(["***"] if query else [])])
+    return hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()[:24]
