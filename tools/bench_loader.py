@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from datetime import UTC, datetime
@@ -53,14 +54,19 @@ OUTPUTS = ["float32", "float16", "bfloat16", "uint8"]
 @click.option("--width", type=float, default=1.0, show_default=True, help="Of the trainer's network.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each stage.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of one run."
+    "--seconds",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of one run.",
 )
 @click.option("--demand/--no-demand", default=True, help="Whether to measure the trainer too.")
 @click.option(
     "--sweep",
     multiple=True,
     metavar="KNOB[=VALUE,…],…",
-    help="Try threads, prefetch, batch-size, order, format: one knob at a time, the others as given.",
+    help="Try threads, prefetch, batch-size, order, window, format: one knob at a time, the others as given. "
+    "May be given several times.",
 )
 @click.option("--against", metavar="NAME,…|all", help="Run other loaders on the same images, in the same turns.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where shards of a store are kept.")
@@ -80,6 +86,8 @@ def main(as_json: bool, html: Path | None, picture: Path | None, cache_size: str
     """
     with json_on_failure(as_json), signals_raise(signal.SIGTERM):
         _check_outputs(html, picture, options["profile"])
+        if math.isnan(options["seconds"]):  # within every limit, since it compares with none
+            raise WrongCall("--seconds is nan, and no number", remedy="--seconds 1")
         if options["window"] is not None and options["order"] != "windowed":
             raise WrongCall("--window is of --order windowed", remedy="--order windowed, or leave --window out")
         # Late, so that a wrong call is told at once: this imports torch.

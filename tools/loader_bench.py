@@ -26,7 +26,7 @@ from ..pipeline import (
     open_shard_set,
     write_trace,
 )
-from ..shards import AlexshardError, WrongCall
+from ..shards import AlexshardError, WrongCall, byte_size
 from ..trainer import PRESETS, Machine, Recipe
 from .loader_figures import added, figures
 from .loader_ladder import How, rank_rows, run_ladder, run_sweep, stage_rows
@@ -86,16 +86,16 @@ class Bench:
         self.machine.prepare()
         self.recipe: Recipe = replace(PRESETS[asked.preset](), width=asked.width)
         by_format = any(part.split("=")[0].strip() == "format" for text in asked.sweep for part in text.split(","))
+        if len(asked.shards) > 1 and not by_format:
+            raise WrongCall(
+                f"--shards is given {len(asked.shards)} times",
+                why="several sets are compared by a sweep",
+                remedy="--sweep format, or one --shards",
+            )
         self.sets = [
             open_shard_set(place, cache=asked.cache, cache_bytes=asked.cache_bytes)
             for place in places_of_sets(asked.shards, several=by_format)
         ]
-        if len(self.sets) > 1 and not by_format:
-            raise WrongCall(
-                f"--shards is given {len(self.sets)} times",
-                why="several sets are compared by a sweep",
-                remedy="--sweep format, or one --shards",
-            )
         if asked.against is not None and (ranks.count > 1 or asked.output not in ("float32", "uint8")):
             why = "under torchrun" if ranks.count > 1 else f"with --output {asked.output}"
             raise WrongCall(
@@ -111,7 +111,8 @@ class Bench:
                 remedy=f"at most {samples:,} ranks",
             )
         self._decoders: dict[str, str] = {}  # of each setting: chosen once, since its turns stand in one row
-        self.batch_size = max(1, min(asked.batch_size, samples // ranks.count or 1))
+        self.batch_size = asked.batch_size
+        self._check_batch(samples)
         self.settings = (
             parse_sweep(
                 asked.sweep,
@@ -123,6 +124,27 @@ class Bench:
             if asked.sweep
             else []
         )
+
+    def _check_batch(self, samples: int) -> None:
+        """Raises WrongCall where a rank has no whole batch, or memory holds no three: made, waiting, in use."""
+        asked, most = self.asked, samples // self.ranks.count
+        if samples and self.batch_size > most:
+            raise WrongCall(
+                f"a batch of {self.batch_size:,} is larger than the {most:,} images of {asked.split}"
+                + (" that each rank has" if self.ranks.count > 1 else ""),
+                where=self.set.shown,
+                why="the last partial batch of an epoch is dropped, so nothing could be measured",
+                remedy=f"-b {max(1, most // 4)}",
+            )
+        image = 3 * crop_side(self.set.manifest.image.side) ** 2 * {"float32": 4, "uint8": 1}.get(asked.output, 2)
+        free = free_on(self.machine.device)
+        if free is not None and 3 * self.batch_size * image > free:
+            raise WrongCall(
+                f"three batches of {self.batch_size:,} take {byte_size(3 * self.batch_size * image)}, and "
+                f"{byte_size(free)} are free on {self.machine.device}",
+                why="one is made, one waits, one is in use",
+                remedy=f"-b {max(1, free // image // 8)}",
+            )
 
     def open(self, setting: Setting | None = None, **options: Any) -> Loader:
         """The loader as asked for, with a setting of the sweep or other options in place."""

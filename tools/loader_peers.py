@@ -59,8 +59,10 @@ def chosen(text: str) -> list[Peer]:
     """
     if text == "all":
         return [peer for peer in PEERS.values() if peer.found().version is not None]
-    peers = []
-    for name in dict.fromkeys(part.strip() for part in text.split(",")):
+    peers, names = [], [part.strip() for part in text.split(",")]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise WrongCall(f"--against names {twice} twice", remedy=f"--against {','.join(dict.fromkeys(names))}")
+    for name in names:
         if name not in PEERS:
             near = get_close_matches(name, PEERS, 1)
             raise WrongCall(

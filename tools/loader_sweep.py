@@ -10,10 +10,10 @@ from typing import Any
 from ..pipeline import ORDERS
 from ..shards import MANIFEST_NAME, ShardSet, WrongCall
 
-KNOBS = ("threads", "prefetch", "batch-size", "order", "format")
+KNOBS = ("threads", "prefetch", "batch-size", "order", "window", "format")
 FORMATS = ("jpeg", "raw")
 _BOTH = "--shards JPEG_SET --shards RAW_SET (alexshard build SOURCE --format raw --out RAW_SET packs one)"
-_MOST = {"threads": 1024, "prefetch": 64, "batch-size": 1_000_000}
+_MOST = {"threads": 1024, "prefetch": 64, "batch-size": 1_000_000, "window": 1_000_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Setting:
     @property
     def options(self) -> dict[str, Any]:
         """What of the loader's arguments it changes; the format is another shard set."""
+        if self.knob == "window":
+            return {"order": "windowed", "window": self.value}
         return {} if self.knob == "format" else {self.knob.replace("-", "_"): self.value}
 
 
@@ -71,6 +73,7 @@ def parse_sweep(
         "prefetch": [1, 2, 4, 8],
         "batch-size": _doubling(min(32, samples), min(max(256, batch_size), samples)),
         "order": list(ORDERS),
+        "window": [1, 2, 4, 8],
         "format": list(dict.fromkeys(formats)),
     }
     return [

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from alexshard.pipeline import STAGES, machine
 from alexshard.shards import WrongCall
+from alexshard.tools import loader_bench
 from alexshard.tools.bench_loader import main
 from alexshard.tools.loader_bench import Asked, Bench
 from alexshard.tools.loader_meter import Ranks
@@ -228,11 +229,37 @@ def test_two_ranks_measure_at_the_same_time_and_one_reports(sample_set, tmp_path
         (("--profile", "nowhere/t.json"), "there is no folder nowhere"),
         (("--window", "2"), "--window is of --order windowed"),
         (("--cache-size", "much"), "is no size"),
-        (("--split", "val", "--backend", "threads", "--decoder", "card"), "decoder"),
+        (("--split", "val", "-b", "8", "--backend", "threads", "--decoder", "card"), "decoder"),
+        (("-b", "161"), "a batch of 161 is larger than the 160 images of train"),
+        (("--against", "torch,torch"), "--against names torch twice"),
+        (("--seconds", "nan"), "--seconds is nan"),
+        (("--shards", "another"), "--shards is given 2 times"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(arguments, said, sample_set):
     refused(("--shards", sample_set, *arguments), said)
+
+
+@pytest.mark.parametrize("seconds", ["1e9", "inf", "-1", "0"])
+def test_a_run_takes_an_hour_at_most(seconds):
+    done = CliRunner().invoke(main, ["--seconds", seconds])
+
+    assert (done.exit_code, "is not in the range" in done.stderr) == (2, True)
+
+
+def test_batches_that_memory_does_not_hold_are_refused(sample_set, monkeypatch):
+    monkeypatch.setattr(loader_bench, "free_on", lambda _: 50_000_000)
+
+    refused(
+        ("--shards", sample_set, "-b", "100"), "three batches of 100 take 180.6 MB, and 50.0 MB are free on cpu"
+    )
+
+
+def test_a_sweep_of_windows_is_of_the_windowed_order(sample_set):
+    made = Bench(asked("--shards", sample_set, "--sweep", "window=1,2", "--sweep", "threads=1"), Ranks())
+    for setting, window in zip(made.settings, (1, 2, None), strict=True):
+        with made.open(setting) as loader:
+            assert loader.window == window
 
 
 def test_several_sets_need_a_sweep_that_compares_them(sample_set, raw_sample_set):

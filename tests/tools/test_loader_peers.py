@@ -167,7 +167,9 @@ def test_all_are_those_that_are_installed() -> None:
 
 
 def test_peers_are_chosen_by_name_each_once() -> None:
-    assert [peer.name for peer in chosen("webdataset, dali,webdataset")] == ["webdataset", "dali"]
+    assert [peer.name for peer in chosen("webdataset, dali")] == ["webdataset", "dali"]
+    with pytest.raises(WrongCall, match="names webdataset twice"):
+        chosen("webdataset, dali,webdataset")
 
 
 def test_a_peer_that_nobody_knows_is_refused_with_the_nearest_name() -> None:
