@@ -133,7 +133,7 @@ class RemoteShelf:
                 self._claims[by] = shards, window
             return
         fitting = next((n for n in range(window, 0, -1) if needs(n) <= room), 0)
-        every = window >= len(shards)
+        every, megabytes = window >= len(shards), -(-needed // 1_000_000)
         order = f'order="windowed", window={fitting} (--order windowed --window {fitting}); or ' if fitting else ""
         raise WrongCall(
             f"the cache may hold {byte_size(room)}, and "
@@ -144,7 +144,8 @@ class RemoteShelf:
             why="shards would be fetched again and again"
             if every
             else "the next window is fetched while one is read",
-            remedy=f"{order}cache_bytes={needed} (--cache-size {needed}), where the disk has room (--cache DIR)",
+            remedy=f"{order}--cache-size {megabytes}MB (cache_bytes={megabytes}_000_000), where the disk has room "
+            "(--cache DIR)",
         )
 
     def close(self) -> None:
