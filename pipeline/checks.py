@@ -14,6 +14,9 @@ from .making import BACKENDS, DECODERS, DTYPES
 from .order import Sharing, check_order
 from .remote import open_shard_set
 
+# More is a slip of the hand, and would end in a machine without threads or memory.
+MOST_THREADS, MOST_AHEAD = 1024, 64
+
 
 def whole(**numbers: object) -> list[int]:
     """Numbers, NumPy's too, as Python's.
@@ -163,8 +166,8 @@ def check_call(
         order=order,
         window=window,
     )
-    _at_least("threads", threads, 1)
-    _at_least("prefetch", 1 if prefetch is None else prefetch, 1)
+    _within("threads", threads, 1, MOST_THREADS)
+    _within("prefetch", 1 if prefetch is None else prefetch, 1, MOST_AHEAD)
     _at_least("jitter_steps", 0 if jitter_steps is None else jitter_steps, 0)
     if views == 10 and augment is not None:
         raise WrongCall("ten views are for evaluation: with views=10 augment must be None")
@@ -192,6 +195,11 @@ def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
 def _yes_or_no(name: str, value: object) -> None:
     if not isinstance(value, (bool, np.bool_)):
         raise WrongCall(f"{name} is one of True, False; got {value!r}")
+
+
+def _within(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise WrongCall(f"{name} must be {least} to {most}, got {value}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -29,7 +29,7 @@ from .choosing import SLOW, decided, planned
 from .delivery import Deliveries, Delivery
 from .errors import StaleIteration
 from .machine import default_prefetch, default_threads, free_on
-from .order import EpochOrder, Sharing, default_window, epoch_order
+from .order import EpochOrder, Sharing, epoch_order, usable_window
 from .state import end_of_jitter, identity_of, position_of
 from .times import Clock, Times
 from .trace import span
@@ -166,7 +166,7 @@ class Loader:
             self._sharing = Sharing(len(self._index), batch_size, rank, world_size, drop)
             check_sharing(self._sharing, split=split, where=self.shard_set.shown)
             shard_samples = np.bincount(self._index.shard, minlength=len(self._index.shards))
-            self.window = window or default_window(len(shard_samples)) if order == "windowed" else None
+            self.window = usable_window(window, len(shard_samples)) if order == "windowed" else None
             digest, window = self.shard_set.digest, self.window
             self._identity = {
                 **identity_of(shard_set=digest, split=split, seed=seed, order=order, window=window),

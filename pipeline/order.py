@@ -63,6 +63,11 @@ def check_order(
         raise WrongCall(f"a seed has 64 bits and an epoch 32, got seed={seed}, epoch={epoch}")
 
 
+def usable_window(window: int | None, num_shards: int) -> int:
+    """What a window of so many shards comes to, None being the default: never more than there are."""
+    return max(1, min(window or default_window(num_shards), num_shards))
+
+
 def default_window(num_shards: int) -> int:
     """Shards in a window, so that two samples that met in a batch meet in the next epoch at most twice as often as
     under `global`, and no more than that needs: about the square root of the number of shards.

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 from ..shards import ShardSet, SplitIndex
 from .bytes import StoredImages
 from .checks import check_drop_last, shard_set_of, whole, whole_or_none
-from .order import Sharing, check_order, default_window, epoch_order
+from .order import Sharing, check_order, epoch_order, usable_window
 from .reference import decoded
 from .state import identity_of, position_of
 
@@ -80,7 +80,7 @@ class OrderSampler(Sampler[int]):
         self._where = shard_set.shown
         self._shard_samples = np.bincount(index.shard, minlength=len(index.shards))
         self.seed, self.epoch, self.order = seed, epoch, order
-        self.window = (window or default_window(len(index.shards))) if order == "windowed" else None
+        self.window = usable_window(window, len(index.shards)) if order == "windowed" else None
         self._sharing = Sharing(
             num_samples=len(index),
             batch_size=batch_size,

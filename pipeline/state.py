@@ -55,7 +55,7 @@ def position_of(
         OtherState: it is the state of another shard set, split, seed, order, window or version, of a run whose
             jitter ends elsewhere, or none at all.
     """
-    if not isinstance(state, Mapping):
+    if not isinstance(state, Mapping) or not any(name in state for name in identity):
         raise OtherState(
             f"a loader's state is what state_dict() gives; got {_shown(state)}",
             where=where,

@@ -82,7 +82,7 @@ class Bench:
 
     def __init__(self, asked: Asked, ranks: Ranks) -> None:
         self.asked, self.ranks = asked, ranks
-        self.machine = Machine.choose(_device_of(asked.device, ranks))
+        self.machine = Machine.choose(_device_of(asked.device, ranks), decoder=asked.decoder)
         self.machine.prepare()
         self.recipe: Recipe = replace(PRESETS[asked.preset](), width=asked.width)
         by_format = any(part.split("=")[0].strip() == "format" for text in asked.sweep for part in text.split(","))

@@ -61,6 +61,11 @@ class Machine:
         if threads is not None and threads < 1:
             raise WrongCall(f"{threads} threads", remedy="give at least 1, or leave --threads out")
         chosen = tuple(_device(name) for name in devices or (device or "auto",))
+        if decoder in ("card", "split") and chosen[0].type == "cpu":
+            raise WrongCall(
+                f"--decoder {decoder} decodes on a card, and batches go to the cpu",
+                remedy="--decoder cores, or leave it out",
+            )
         return cls(chosen, threads, prefetch, backend, decoder)
 
     @property

@@ -134,7 +134,7 @@ def test_shards_that_are_wanted_next_are_told_to_the_shelf_in_their_order(jpeg_s
     told = []
 
     class Listens(LocalShelf):
-        def ahead(self, shards, by=None):
+        def ahead(self, shards, **_):
             told.append([shard.name for shard in shards])
 
     stored_images(jpeg_set.path, "train", Listens(jpeg_set.path)).will_need([1, 0])

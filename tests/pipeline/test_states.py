@@ -63,6 +63,21 @@ def test_what_is_no_state_is_refused(resumable, state):
         assert one.state_dict() == here
 
 
+@pytest.mark.parametrize("state", [{}, {"x": 1}])
+def test_what_has_nothing_of_a_state_is_not_called_one_of_another_version(resumable, state):
+    for one in resumable:
+        with pytest.raises(OtherState, match="a loader's state is what state_dict"):
+            one.load_state_dict(state)
+
+
+def test_a_window_of_more_shards_than_there_are_is_one_of_all(raw_set):
+    with loader_of(raw_set, 6, seed=1, order="windowed", window=999) as loader:
+        shards = len(ShardSet.open(raw_set.path).index("train").shards)
+
+        assert loader.window == loader.state_dict()["window"] == shards
+        assert OrderSampler(raw_set.path, batch_size=6, seed=1, order="windowed", window=999).window == shards
+
+
 @pytest.mark.parametrize(
     "left_out", ["version", "shard_set", "split", "seed", "order", "window", "epoch", "position"]
 )

@@ -26,6 +26,8 @@ def test_two_devices_are_two_towers_and_may_be_one_and_the_same():
         ({"devices": ["cpu"]}, "--devices names 1 devices"),
         ({"devices": ["cpu", "cpu", "cpu"]}, "--devices names 3 devices"),
         ({"threads": 0}, "0 threads"),
+        ({"device": "cpu", "decoder": "card"}, "--decoder card decodes on a card"),
+        ({"devices": ["cpu", "cpu"], "decoder": "split"}, "--decoder split decodes on a card"),
         ({"device": "cpu", "devices": ["cpu", "cpu"]}, "--device cpu and --devices cpu,cpu at once"),
     ],
 )
