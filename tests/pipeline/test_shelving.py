@@ -384,3 +384,30 @@ def test_a_cache_without_room_is_told_as_such(far, monkeypatch):
 
     assert "ulimit" not in str(told.value)
     assert "--cache-size" in told.value.remedy
+
+
+def test_a_training_run_ended_by_a_signal_in_the_middle_of_a_shard_leaves_nothing(far, tmp_path):
+    hold = Hold(key="train-000001.tar")
+    far.s3.proxy.add(hold)
+    said = tmp_path / "said"
+    options = "--out run --order stored --width 0.125 -b 8 --threads 1 --epochs 2 --log-every 1"
+    command = f"alexshard.tools.cli_alextrain run --shards {far.address} --cache {far.cache} {options}"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", *command.split()],
+            cwd=tmp_path,
+            env={**os.environ, **far.s3.environment},
+            stderr=stderr,
+            stdout=subprocess.DEVNULL,
+        ) as run,
+    ):
+        # Of the five batches of the first shard one is done, and the second shard is on its way.
+        assert wait_until(lambda: run.poll() is not None or "step 1 " in said.read_text())
+        assert hold.reached.wait(60)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == 128 + signal.SIGTERM, said.read_text()
+
+    assert "alextrain run --resume run" in said.read_text()
+    assert far.left() == []
+    assert list((far.cache / "leases").iterdir()) == []
