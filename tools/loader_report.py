@@ -35,7 +35,8 @@ def facts_of(report: dict[str, Any]) -> dict[str, str]:
     """On what the figures were measured."""
     stored, machine, chosen = report["stored"], report["machine"], report["settings"]
     kind = "raw" if stored["encoding"] == "raw" else f"JPEG quality {stored['quality']}"
-    order = chosen["order"] + (f" of {chosen['window']} shards" if chosen["window"] else "")
+    many = "" if chosen["window"] == 1 else "s"
+    order = chosen["order"] + (f" of {chosen['window']} shard{many}" if chosen["window"] else "")
     decoder = chosen["decoder"]
     if chosen["split_share"] is not None:
         decoder += f" ({chosen['split_share']:.0%} on the card)"

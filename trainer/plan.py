@@ -140,7 +140,8 @@ def loading(loader: Loader) -> dict[str, Any]:
 
 def loading_line(loader: Loader) -> str:
     """The same in words."""
-    windows = f" of {loader.window:,} shards" if loader.window is not None else ""
+    many = "" if loader.window == 1 else "s"
+    windows = f" of {loader.window:,} shard{many}" if loader.window is not None else ""
     share = f" ({100 * loader.split_share:.0f} % on the card)" if loader.split_share is not None else ""
     # One image after the other, by Pillow: neither a choice of decoders nor threads.
     workers = (

@@ -257,9 +257,10 @@ def test_batches_that_memory_does_not_hold_are_refused(sample_set, monkeypatch):
 
 def test_a_sweep_of_windows_is_of_the_windowed_order(sample_set):
     made = Bench(asked("--shards", sample_set, "--sweep", "window=1,2", "--sweep", "threads=1"), Ranks())
-    for setting, window in zip(made.settings, (1, 2, None), strict=True):
+    for setting, order in zip(made.settings, ("windowed", "windowed", "stored"), strict=True):
         with made.open(setting) as loader:
-            assert loader.window == window
+            assert loader.order == order
+    assert [setting.options.get("window") for setting in made.settings] == [1, 2, None]
 
 
 def test_several_sets_need_a_sweep_that_compares_them(sample_set, raw_sample_set):
