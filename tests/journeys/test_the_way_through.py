@@ -128,15 +128,16 @@ def test_the_loader_is_profiled_by_stage_with_a_verdict(drawn_desk, call):
         rate = measured["images_per_s"]
         assert 0 < rate["min"] <= rate["median"] <= rate["max"]
         assert len(rate["runs"]) == 2
-    assert told["verdict"]["bottleneck"]
+    assert told["verdict"]["bottleneck"] in {*stages, "trainer", "cores", "none", "lock"}
     assert told["versions"]["dali"]
 
 
 def test_the_profile_ends_with_one_line_of_verdict(drawn_desk):
     last = drawn_desk.type(f"tools/bench_loader --shards shards/ilsvrc {SHORT}").stdout.rstrip().splitlines()[-1]
 
-    assert "2 threads give" in last or "thread gives" in last or "The loader" in last
-    assert "images/s" in last
+    assert re.search(r"asks for [\d,.]+ images/s|images/s.* asks for [\d,.]+", last), last
+        last
+    )
 
 
 def test_two_shard_sets_under_shards_are_listed_and_refused(make_desk):
