@@ -136,8 +136,6 @@ def test_the_profile_ends_with_one_line_of_verdict(drawn_desk):
     last = drawn_desk.type(f"tools/bench_loader --shards shards/ilsvrc {SHORT}").stdout.rstrip().splitlines()[-1]
 
     assert re.search(r"asks for [\d,.]+ images/s|images/s.* asks for [\d,.]+", last), last
-        last
-    )
 
 
 def test_two_shard_sets_under_shards_are_listed_and_refused(make_desk):
