@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(CUDA)
 TYPING := build/typing/alexshard
 OTHER_DALI := $(if $(filter cuda12,$(CUDA)),nvidia-dali-cuda130,nvidia-dali-cuda120)
-C_SOURCES := tools/packing/_square.c pipeline/_kernels.c pipeline/_crc.h pipeline/_pixels.h
+C_SOURCES := tools/packing/_square.c pipeline/_kernels.c pipeline/_crc.h pipeline/_pixels.h trainer/_normalise.c
 PILLOW_SIMD := pillow-simd==12.1.1.post0
 
 .DEFAULT_GOAL := help
@@ -29,8 +29,8 @@ $(READY): pyproject.toml setup.cfg constraints.txt $(C_SOURCES)
 	@# DALI's two builds hold the same files: the other one goes, with its mark, before this one comes.
 	@rm -f $(VENV)/ready-*; $(BIN)/pip uninstall --quiet --yes $(OTHER_DALI) 2> /dev/null || true
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,dev]'
-	@ls tools/packing/_square.*.so pipeline/_kernels.*.so > /dev/null 2>&1 \
-	|| echo "no C compiler was found; packing takes half as long again, and on the CPU DALI finishes the batches: slower"
+	@ls tools/packing/_square.*.so pipeline/_kernels.*.so trainer/_normalise.*.so > /dev/null 2>&1 \
+	|| echo "no C compiler was found; packing takes half as long again, and on the CPU DALI finishes the batches and torch normalises: slower"
 	@echo "compiling $(PILLOW_SIMD)"
 	@flags=$$(grep -qsw avx2 /proc/cpuinfo && echo ' -mavx2'); \
 	CC="cc$$flags" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
@@ -74,4 +74,4 @@ bench: setup ## where the loader's time goes (on shards/), and packing's where D
 
 .PHONY: clean
 clean: ## remove what make made (not shards, runs or data)
-	rm -rf $(VENV) build demo *.egg-info pipeline/*.so tools/packing/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build demo *.egg-info pipeline/*.so tools/packing/*.so trainer/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ Source: Krizhevsky, Sutskever, Hinton 2012 and the released 145-2010 configurati
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from ..shards import WrongCall
 from .dropout import Masks
-from .lrn import lrn_across_maps, lrn_same_map
+from .normalise import Chain, normalise
 from .recipe import LAYERS, Recipe
 
 _LAYER_STRIDE = 0x9E3779B9  # 2³² / golden ratio: no two layers of seeds near one another share a draw
@@ -65,6 +66,7 @@ class AlexNet(nn.Module):
             self.fc7 = nn.Linear(2 * hidden, held * hidden)
             if tower != 1:
                 self.fc8 = nn.Linear(2 * hidden, num_classes)
+        self.chains = _chains(recipe, held)
         self.to_empty(device="cpu")
         self._initialise()
 
@@ -78,27 +80,20 @@ class AlexNet(nn.Module):
 
     def layers_1_to_2(self, images: Tensor) -> Tensor:
         """Images to the own towers' maps below conv3: (N, 256, 13, 13) for both towers."""
-        recipe = self.recipe
-        if recipe.conv1_pad == "bottom-right":
+        # Neighbouring maps lie side by side: the normalisers run along them, convolutions take them as they are.
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.recipe.conv1_pad == "bottom-right":
             # The last window hangs over the right and lower edge and reads zeros there (§1.2).
             over = -(images.shape[-1] - 11) % 4
             images = F.pad(images, (0, over, 0, over))
-        x = self.conv1(images)
-        if recipe.layer1_order == "lrn-pool-relu":
-            x = F.relu_(_pool(self._lrn(x)))
-        else:
-            x = _pool(self._lrn(F.relu_(x)))
-        x = self._lrn(F.relu_(self.conv2(x)))
-        if recipe.same_map_a is not None:
-            x = lrn_same_map(x, n=recipe.same_map_n, k=recipe.same_map_k, a=recipe.same_map_a)
-        return _pool(x)
+        x = normalise(self._convolve(self.conv1, images), self.chains[0])
+        return normalise(self._convolve(self.conv2, x), self.chains[1])
 
     def layers_3_to_5(self, both: Tensor) -> Tensor:
         """Both towers' maps to the own towers' maps below fc6: (N, 256, 6, 6) for both towers."""
-        x = F.relu_(self.conv3(both))
-        x = F.relu_(self.conv4(x))
-        # max and ReLU commute, so the presets' two orders are one here, and ReLU is cheaper after the pool (§0).
-        return F.relu_(_pool(self.conv5(x)))
+        x = F.relu_(self._convolve(self.conv3, both))
+        x = F.relu_(self._convolve(self.conv4, x))
+        return normalise(self._convolve(self.conv5, x), self.chains[2])
 
     def layer_6(self, both: Tensor, masks: Masks | None) -> Tensor:
         """Both towers' maps, flattened as (map, y, x), to the own towers' 4,096 or 2,048 hidden units."""
@@ -117,9 +112,9 @@ class AlexNet(nn.Module):
         """Every parameter's pieces by name, to be joined along the first dimension; here one each."""
         return {name: (parameter,) for name, parameter in self.named_parameters()}
 
-    def _lrn(self, x: Tensor) -> Tensor:
-        recipe = self.recipe
-        return lrn_across_maps(x, towers=self.held, n=recipe.lrn_n, k=recipe.lrn_k, a=recipe.lrn_a)
+    def _convolve(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        maps: Tensor = layer(x)
+        return maps
 
     def _dropout(self, x: Tensor, layer: int, masks: Masks | None) -> Tensor:
         if not self.recipe.dropout:
@@ -175,8 +170,16 @@ def pool5_side(side: int) -> int:
     return maps
 
 
-def _pool(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, 2, ceil_mode=True)
+def _chains(recipe: Recipe, towers: int) -> tuple[Chain, Chain, Chain]:
+    """What follows conv1, conv2 and conv5 in networks of this recipe (§0, §2)."""
+    lrn = Chain(towers, n=recipe.lrn_n, k=recipe.lrn_k, a=recipe.lrn_a, pool=True)
+    second = replace(lrn, relu="before")
+    if recipe.same_map_a is not None:
+        second = replace(second, same_n=recipe.same_map_n, same_k=recipe.same_map_k, same_a=recipe.same_map_a)
+    # `original` squares signed values: conv, LRN, pool, ReLU is conv, LRN, ReLU, pool, since max and ReLU commute.
+    first = replace(lrn, relu="after" if recipe.layer1_order == "lrn-pool-relu" else "before")
+    # For the same reason the presets' two orders are one behind conv5.
+    return first, second, Chain(towers, relu="after", pool=True)
 
 
 def _full_fan_in(number: int) -> int:
