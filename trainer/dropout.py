@@ -18,25 +18,30 @@ _BITS = 32  # of a hash that are used: its upper half
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """The masks of one step. `first` is the position in the global batch of the first row asked for."""
+    """The masks of one step. `first` is the position in the global batch of the first row asked for.
+
+    `step` may be a tensor on the device, int64 (): then one recording of the work (a CUDA graph, compiled code)
+    serves every step.
+    """
 
     seed: int
-    step: int
+    step: int | Tensor
     first: int = 0
 
     def draw(self, layer: int, rows: int, units: int, device: torch.device) -> Tensor:
         """True where a unit is kept; bool, (rows, units), `units` counting both towers."""
         words = -(-units // _BITS)
         counters = torch.arange(self.first * words, (self.first + rows) * words, device=device)
-        hashes = _splitmix(counters * _signed(_GOLDEN) + _signed(self._key(layer)))
+        hashes = _splitmix(counters * _signed(_GOLDEN) + self._key(layer))
         bits = hashes[:, None] >> torch.arange(64 - _BITS, 64, device=device) & 1
         return bits.bool().view(rows, words * _BITS)[:, :units]
 
-    def _key(self, layer: int) -> int:
-        key = 0
-        for word in (self.seed, self.step, layer):
-            key = _splitmix_int(key + word + _GOLDEN)
-        return key
+    def _key(self, layer: int) -> int | Tensor:
+        seed = _splitmix_int(self.seed + _GOLDEN)
+        if isinstance(self.step, Tensor):
+            step = _splitmix(self.step + _signed((seed + _GOLDEN) % 2**64))
+            return _splitmix(step + _signed(layer + _GOLDEN))
+        return _signed(_splitmix_int(_splitmix_int(seed + self.step + _GOLDEN) + layer + _GOLDEN))
 
 
 def _splitmix(x: Tensor) -> Tensor:

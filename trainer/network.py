@@ -1,7 +1,7 @@
 """AlexNet: five convolutional and three fully connected layers in two towers, as one module.
 
 in    images   float32, (N, 3, S, S), RGB, 0..255 with the mean subtracted; S = 224 in 2012
-out   logits   float32, (N, classes)
+out   logits   float32, (N, classes), whatever the precision in between (precision.py)
 
 The towers are the two halves of the maps. Layers that see their own tower only (conv2, conv4, conv5) are grouped
 convolutions; conv3 and the fc layers see both. An `AlexNet` holds both towers, or one of them (`tower=0 | 1`),
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..shards import WrongCall
 from .dropout import Masks
 from .normalise import Chain, normalise
+from .precision import convolve, in_precision, multiply
 from .recipe import LAYERS, Recipe
 
 _LAYER_STRIDE = 0x9E3779B9  # 2³² / golden ratio: no two layers of seeds near one another share a draw
@@ -51,6 +52,7 @@ class AlexNet(nn.Module):
         if num_classes < 1:
             raise WrongCall(f"a network for {num_classes} classes", remedy="train on a shard set that has labels")
         self.recipe, self.num_classes, self.side, self.tower = recipe, num_classes, side, tower
+        self.precision = recipe.precision
         self.held = held = 2 if tower is None else 1
         c1, c2, c3, c4, c5, hidden = (scaled_width(count, recipe.width) for count in PER_TOWER)
         self.pool5_side = pool5_side(side)
@@ -78,6 +80,7 @@ class AlexNet(nn.Module):
 
     # The five parts between which the towers exchange what they have (fidelity.md §5).
 
+    @in_precision
     def layers_1_to_2(self, images: Tensor) -> Tensor:
         """Images to the own towers' maps below conv3: (N, 256, 13, 13) for both towers."""
         # Neighbouring maps lie side by side: the normalisers run along them, convolutions take them as they are.
@@ -86,35 +89,35 @@ class AlexNet(nn.Module):
             # The last window hangs over the right and lower edge and reads zeros there (§1.2).
             over = -(images.shape[-1] - 11) % 4
             images = F.pad(images, (0, over, 0, over))
-        x = normalise(self._convolve(self.conv1, images), self.chains[0])
-        return normalise(self._convolve(self.conv2, x), self.chains[1])
+        x = normalise(convolve(self.conv1, images), self.chains[0])
+        return normalise(convolve(self.conv2, x), self.chains[1])
 
+    @in_precision
     def layers_3_to_5(self, both: Tensor) -> Tensor:
         """Both towers' maps to the own towers' maps below fc6: (N, 256, 6, 6) for both towers."""
-        x = F.relu_(self._convolve(self.conv3, both))
-        x = F.relu_(self._convolve(self.conv4, x))
-        return normalise(self._convolve(self.conv5, x), self.chains[2])
+        x = F.relu_(convolve(self.conv3, both))
+        x = F.relu_(convolve(self.conv4, x))
+        return normalise(convolve(self.conv5, x), self.chains[2])
 
+    @in_precision
     def layer_6(self, both: Tensor, masks: Masks | None) -> Tensor:
         """Both towers' maps, flattened as (map, y, x), to the own towers' 4,096 or 2,048 hidden units."""
-        return self._dropout(F.relu_(self.fc6(both.flatten(1))), 6, masks)
+        return self._dropout(F.relu_(multiply(self.fc6, both.flatten(1))), 6, masks)
 
+    @in_precision
     def layer_7(self, both: Tensor, masks: Masks | None) -> Tensor:
         """Both towers' hidden units to the own towers' second hidden layer."""
-        return self._dropout(F.relu_(self.fc7(both)), 7, masks)
+        return self._dropout(F.relu_(multiply(self.fc7, both)), 7, masks)
 
+    @in_precision
     def layer_8(self, both: Tensor) -> Tensor:
         """Both towers' hidden units to logits; tower 0 only."""
-        logits: Tensor = self.fc8(both)
-        return logits
+        logits = multiply(self.fc8, both)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
 
     def pieces(self) -> Pieces:
         """Every parameter's pieces by name, to be joined along the first dimension; here one each."""
         return {name: (parameter,) for name, parameter in self.named_parameters()}
-
-    def _convolve(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
-        maps: Tensor = layer(x)
-        return maps
 
     def _dropout(self, x: Tensor, layer: int, masks: Masks | None) -> Tensor:
         if not self.recipe.dropout:

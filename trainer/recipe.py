@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..shards import WrongCall
+from .precision import Precision
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 INIT_BIAS = (0, 1, 0, 1, 1, 1, 1, 0)  # by layer, in both presets
@@ -84,6 +85,7 @@ class Recipe:
 
     # optimiser, §6
     batch_size: int = 128  # of all devices together
+    precision: Precision = "fp32"  # of convolutions and products; weights and velocity are fp32 in all three
     momentum: float = 0.9
     weight_decay: float = 0.0005  # on weights; biases have none
     schedule: tuple[Segment, ...]

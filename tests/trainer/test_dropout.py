@@ -35,6 +35,13 @@ def test_every_bit_is_that_of_the_integer_formula(units):
     ]
 
 
+@pytest.mark.parametrize("layer", [6, 7])
+def test_a_step_in_a_tensor_draws_what_its_number_draws(layer):
+    number, tensor = Masks(2**32 - 1, 843_749), Masks(2**32 - 1, torch.tensor(843_749))
+
+    assert torch.equal(tensor.draw(layer, 5, 72, CPU), number.draw(layer, 5, 72, CPU))
+
+
 def test_the_rows_of_a_rank_are_a_slice_of_the_global_batch():
     whole = Masks(3, 14).draw(6, 128, 512, CPU)
 
