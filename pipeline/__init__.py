@@ -10,7 +10,7 @@ from .batch import Batch
 from .draws import Draws, draw
 from .errors import GraphFailed, NoDali, OtherState, StaleIteration, UndecodableSample
 from .loader import Loader
-from .machine import free_on, granted_cores
+from .machine import default_threads, free_on, granted_cores
 from .order import ORDERS, EpochOrder, Sharing, Span, Window, default_window, epoch_order
 from .remote import open_shard_set, parse_bytes
 from .sampler import OrderSampler, ShardImages
@@ -48,6 +48,7 @@ __all__ = [
     "WholeEpochs",
     "Window",
     "crop_side",
+    "default_threads",
     "default_window",
     "draw",
     "epoch_order",

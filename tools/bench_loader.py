@@ -91,10 +91,10 @@ def main(as_json: bool, html: Path | None, picture: Path | None, cache_size: str
         if options["window"] is not None and options["order"] != "windowed":
             raise WrongCall("--window is of --order windowed", remedy="--order windowed, or leave --window out")
         # Late, so that a wrong call is told at once: this imports torch.
+        from ..trainer import Ranks
         from .loader_bench import Asked, Bench
-        from .loader_meter import Ranks
 
-        ranks = Ranks.here()
+        ranks = Ranks.here("tools/bench_loader")
         try:
             asked = Asked(cache_bytes=_bytes(cache_size), **options)
             report = {"schema": SCHEMA, **Bench(asked, ranks).measure()}

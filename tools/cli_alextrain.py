@@ -119,8 +119,25 @@ def _warnings_in_a_line() -> Iterator[None]:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, order, draws and dropout.  [default: 0]"
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16"]),
+    help="Of convolutions and products; weights and velocity are fp32.  [default: fp32]",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--devices", metavar="A,B", help="Two devices, one tower on each, as cuda:0,cuda:1 or cpu,cpu.")
+@click.option(
+    "--parallel",
+    type=click.Choice(["auto", "single", "towers", "ddp"]),
+    default="auto",
+    show_default=True,
+    help="One device; the towers of 2012 on two; every rank of torchrun. auto: ddp under torchrun, towers with "
+    "--devices or two GPUs, else single.",
+)
+@click.option("--compile/--no-compile", "compiled", default=False, help="By torch.compile.  [default: without]")
+@click.option(
+    "--graphs/--no-graphs", default=None, help="Steps as CUDA graphs.  [default: where there is a single card]"
+)
 @machine_options
 @click.option(
     "--eval-every", type=click.IntRange(min=0), default=1, show_default=True, help="Epochs; 0: at the end."
@@ -136,6 +153,9 @@ def run(
     resume: Path | None,
     device: str | None,
     devices: str | None,
+    parallel: Literal["auto", "single", "towers", "ddp"],
+    compiled: bool,
+    graphs: bool | None,
     threads: int | None,
     prefetch: int | None,
     backend: str | None,
@@ -148,17 +168,23 @@ def run(
 ) -> None:
     """Train AlexNet, into a folder with its configuration, figures and checkpoint.
 
-    Ctrl-C and SIGTERM finish the step and write a checkpoint; --resume goes on from it.
+    Ctrl-C and SIGTERM finish the step and write a checkpoint; --resume goes on from it. Under torchrun
+    (torchrun --nproc-per-node 2 --no-python alextrain run …) all ranks train one network.
     """
-    from ..trainer import Checkpoint, Machine, RunFolder, train, validation_split
+    from ..trainer import Checkpoint, Machine, Ranks, RunFolder, train, validation_split
 
     if resume is not None and out is not None:
         raise WrongCall(
             "--resume goes on in the run's own folder, so --out has no meaning", remedy="leave one out"
         )
+    ranks = Ranks.here("--no-python alextrain run")
     machine = Machine.choose(
         device,
         devices=devices.split(",") if devices else None,
+        parallel=parallel,
+        ranks=ranks,
+        compiled=compiled,
+        graphs=graphs,
         threads=threads,
         prefetch=prefetch,
         backend=backend,
@@ -178,15 +204,21 @@ def run(
         log_every=log_every,
         reporter=_lines(),
     )
+    ranks.leave()
+    if not ranks.first:
+        sys.exit(128 + outcome.stopped_by if outcome.stopped_by is not None else 0)
     shown = click.format_filename(folder)
     stored = {"--cache": cache, "--cache-size": cache_size}
     if outcome.stopped_by is not None:
         made = {"--threads": threads, "--prefetch": prefetch, "--backend": backend, "--decoder": decoder}
         told = {"--eval-every": None if eval_every == 1 else eval_every, "--log-every": log_every}
-        again = _words({"--resume": folder, "--device": device, "--devices": devices, **made, **stored, **told})
+        spread = {"--device": device, "--devices": devices, "--parallel": None if parallel == "auto" else parallel}
+        flags = [name for name, given in (("--compile", compiled), ("--no-graphs", graphs is False)) if given]
+        again = " ".join([_words({"--resume": folder, **spread, **made, **stored, **told}), *flags])
+        start = f"torchrun --nproc-per-node {ranks.here_too} --no-python " if ranks.count > 1 else ""
         click.echo(
             f"stopped by {outcome.stopped_by.name} after step {outcome.step:,} of {outcome.total_steps:,}; "
-            f"everything is in {shown}. To go on:\n  alextrain run {again}",
+            f"everything is in {shown}. To go on:\n  {start}alextrain run {again}",
             err=True,
         )
         sys.exit(128 + outcome.stopped_by)

@@ -27,10 +27,9 @@ from ..pipeline import (
     write_trace,
 )
 from ..shards import AlexshardError, WrongCall, byte_size
-from ..trainer import PRESETS, Machine, Recipe
+from ..trainer import PRESETS, Machine, Ranks, Recipe
 from .loader_figures import added, figures
 from .loader_ladder import How, rank_rows, run_ladder, run_sweep, stage_rows
-from .loader_meter import Ranks
 from .loader_report import demand_of
 from .loader_rivals import Rivals
 from .loader_sweep import Setting, check_alike, parse_sweep, places_of_sets

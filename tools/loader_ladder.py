@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..pipeline import STAGES, Loader, Stages
+from ..trainer import Ranks
 from .loader_figures import Run, added, figures, own_us_per_image
-from .loader_meter import Meter, Ranks, timed
+from .loader_meter import Meter, timed
 from .loader_peers import settled
 
 Open = Callable[[], Loader]

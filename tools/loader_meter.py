@@ -1,4 +1,4 @@
-"""Measuring one run for `tools/bench_loader`: clock, CPU time, memory; and several ranks at the same time."""
+"""Measuring one run for `tools/bench_loader`: clock, CPU time, memory; several ranks begin at the same time."""
 
 from __future__ import annotations
 
@@ -6,64 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 
-from ..shards import WrongCall
+from ..trainer import Ranks
 from .loader_figures import Run
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among those that torchrun started, or alone."""
-
-    rank: int = 0
-    count: int = 1
-    local: int = 0
-
-    @classmethod
-    def here(cls) -> Ranks:
-        """As torchrun says in the environment; joins the others.
-
-        Raises:
-            WrongCall: the environment names ranks, but not how to reach them.
-        """
-        words = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-        if words["WORLD_SIZE"] in (None, "1"):
-            return cls()
-        if missing := [name for name, value in words.items() if not value]:
-            raise WrongCall(
-                f"WORLD_SIZE is {words['WORLD_SIZE']}, but {', '.join(missing)} is not set",
-                why="the ranks measure at the same time, so they must find each other",
-                remedy="torchrun --nproc-per-node 2 tools/bench_loader …",
-            )
-        import torch.distributed as dist
-
-        dist.init_process_group("gloo")
-        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
-
-    def wait(self) -> None:
-        """Until all ranks are here."""
-        if self.count > 1:
-            torch.distributed.barrier()
-
-    def gathered(self, mine: T) -> list[T]:
-        """What every rank has, on every rank, in order."""
-        if self.count == 1:
-            return [mine]
-        everyone: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(everyone, mine)
-        return everyone
-
-    def leave(self) -> None:
-        """Part from the other ranks."""
-        if self.count > 1:
-            torch.distributed.destroy_process_group()
 
 
 class Meter:

@@ -12,8 +12,9 @@ import torch
 
 from ..pipeline import Loader, Stages
 from ..shards import ShardSet, WrongCall
+from ..trainer import Ranks
 from .loader_figures import Run
-from .loader_meter import Meter, Ranks, timed
+from .loader_meter import Meter, timed
 from .loader_peers import Asked, Decoding, Moving, Peer, chosen, settled
 from .loader_training import endless
 

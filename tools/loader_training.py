@@ -28,9 +28,9 @@ from typing import Any
 import torch
 
 from ..pipeline import Batch, Loader, Stages, span
-from ..trainer import Machine, Recipe, Schedule, Stepper, build_network
+from ..trainer import Machine, Ranks, Recipe, Schedule, Stepper, build_network
 from .loader_figures import Run, added, figures
-from .loader_meter import Meter, Ranks
+from .loader_meter import Meter
 from .loader_verdict import Together
 
 MODES = ("resident", "replayed", "fed", "burnt")

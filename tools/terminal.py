@@ -50,7 +50,7 @@ def exit_codes(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     except AlexshardError as error:
-        _tell(f"error: {error}")
+        _tell(f"{_rank()}error: {error}")
         ctx.exit(error.exit_code)
     except StoppedBySignal as stop:
         click.echo(f"stopped by {stop.signal.name}", err=True)
@@ -65,8 +65,14 @@ def exit_codes(ctx: click.Context) -> Iterator[None]:
     except OSError as error:
         # What no caller could put into better words: a disk that filled, a file that was taken away.
         where = f"\n  where: {error.filename}" if error.filename else ""
-        _tell(f"error: {error.strerror or error}{where}")
+        _tell(f"{_rank()}error: {error.strerror or error}{where}")
         ctx.exit(1)
+
+
+def _rank() -> str:
+    """Which of the processes that torchrun started says this; the first one says it as one alone would."""
+    rank = os.environ.get("RANK", "0")
+    return f"rank {rank}: " if rank.isdecimal() and int(rank) > 0 else ""
 
 
 def _tell(message: str) -> None:

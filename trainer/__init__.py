@@ -5,28 +5,34 @@ Recipe ─► AlexNet, on one device or as TwoTowers on two ─► train ─► 
 
 from .checkpoint import BadCheckpoint, Checkpoint
 from .evaluate import Evaluation, Tally, evaluate, evaluation_loader, tally
-from .loop import Diverged, Outcome, Reporter, train
+from .loop import Diverged, Outcome, RanksParted, Reporter, train
 from .machine import Machine, versions
 from .network import AlexNet
 from .plan import Plan, loading, loading_line, validation_split
+from .normalise import Chain, composed, has_kernels, normalise
+from .ranks import Ranks
 from .recipe import LAYERS, PRESETS, Recipe, Segment, differences
 from .run_folder import DamagedRun, Record, RunFolder
 from .schedule import Schedule
 from .step import Stepper
-from .towers import TwoTowers, build_network
+from .towers import Crossed, TwoTowers, build_network, crossing_bytes
 
 __all__ = [
     "LAYERS",
     "PRESETS",
     "AlexNet",
     "BadCheckpoint",
+    "Chain",
     "Checkpoint",
+    "Crossed",
     "DamagedRun",
     "Diverged",
     "Evaluation",
     "Machine",
     "Outcome",
     "Plan",
+    "Ranks",
+    "RanksParted",
     "Recipe",
     "Record",
     "Reporter",
@@ -37,11 +43,15 @@ __all__ = [
     "Tally",
     "TwoTowers",
     "build_network",
+    "composed",
+    "crossing_bytes",
     "differences",
     "evaluate",
     "evaluation_loader",
+    "has_kernels",
     "loading",
     "loading_line",
+    "normalise",
     "tally",
     "train",
     "validation_split",

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ..pipeline import Loader
 from ..shards import AlexshardError, ShardSet, WrongCall
 from .machine import Machine
 from .metrics import sums
 from .recipe import Recipe
-from .towers import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,15 @@ def evaluation_loader(
             why="an error is counted against labels",
             remedy="evaluate a split that has them (alexshard info shows which)",
         )
+    ranks = machine.ranks
     return Loader(
         shard_set,
         split=split,
-        batch_size=-(-recipe.batch_size // views),
+        batch_size=-(-recipe.batch_size // (views * ranks.count)),
         device=machine.device,
+        rank=ranks.rank,
+        world_size=ranks.count,
+        channels_last=True,
         augment=None,
         mean=recipe.mean,
         mean_crop=recipe.mean_crop if recipe.mean == "image" else None,
@@ -125,7 +129,7 @@ class Tally:
 
 
 def tally(
-    network: Network,
+    network: nn.Module,
     loader: Loader,
     *,
     stop: Callable[[], bool] = lambda: False,
@@ -163,7 +167,7 @@ def tally(
 
 
 def evaluate(
-    network: Network,
+    network: nn.Module,
     loader: Loader,
     *,
     stop: Callable[[], bool] = lambda: False,

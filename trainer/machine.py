@@ -1,28 +1,40 @@
-"""On what a run computes: devices, threads, versions. Decides a run's speed, and the last bits of its result."""
+"""On what a run computes: devices, ranks, threads, versions. Decides a run's speed, and its result's last bits."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .. import __version__
+from ..pipeline import default_threads
 from ..shards import WrongCall
+from . import precision
+from .ranks import Ranks
+
+Parallel = Literal["auto", "single", "towers", "ddp"]
+_TORCHRUN = "torchrun --nproc-per-node N --no-python alextrain run …"
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One device for the whole network, or two for its towers, and how batches get there.
+    """What this rank computes on: one device for the whole network, or two for its towers.
 
     `threads` are torch's and the loader's; None leaves them, as it leaves the rest, to torch and to `Loader`.
     """
 
     devices: tuple[torch.device, ...]
+    parallel: Literal["single", "towers", "ddp"] = "single"
+    ranks: Ranks = field(default_factory=Ranks)
+    compiled: bool = False  # the network, by torch.compile
+    graphs: bool = True  # the step as a CUDA graph, where it is on one card
     threads: int | None = None
     prefetch: int | None = None
     backend: str | None = None
@@ -34,39 +46,70 @@ class Machine:
         device: str | None = None,
         *,
         devices: Sequence[str] | None = None,
+        parallel: Parallel = "auto",
+        ranks: Ranks | None = None,
+        compiled: bool = False,
+        graphs: bool | None = None,
         threads: int | None = None,
         prefetch: int | None = None,
         backend: str | None = None,
         decoder: str | None = None,
     ) -> Machine:
-        """The device named: `auto` (the default: a GPU where there is one), `cpu`, `cuda`, `cuda:N`; or two.
+        """What to compute on, and how.
+
+        Args:
+            device: `auto` (the default: a GPU where there is one), `cpu`, `cuda`, `cuda:N`.
+            devices: two of them, for the towers.
+            parallel: `single`, `towers` on two devices, or `ddp`, data-parallel over `ranks`. `auto`: `ddp` under
+                torchrun; `towers` where two devices are named, or none and two GPUs are visible; else `single`.
+            ranks: those of torchrun, joined by whoever calls.
+            compiled: by torch.compile; not for towers.
+            graphs: record steps as CUDA graphs; None: on a single card.
 
         The rest is what `Loader` describes under these names.
 
         Raises:
-            WrongCall: a device is not there, both ways are used, or `devices` are not two.
+            WrongCall: a device is not there, or the wishes contradict each other or what there is.
         """
-        if device is not None and devices is not None:
-            raise WrongCall(
-                f"--device {device} and --devices {','.join(devices)} at once",
-                why="the network is on one device or on two",
-                remedy="leave one of them out",
-            )
-        if devices is not None and len(devices) != 2:
-            raise WrongCall(
-                f"--devices names {len(devices)} devices",
-                why="the network has two towers, one for each device",
-                remedy="name two, such as cuda:0,cuda:1 or cpu,cpu; for a single device use --device",
-            )
+        ranks = ranks or Ranks()
+        kind = _kind(device, devices, parallel, ranks)
         if threads is not None and threads < 1:
             raise WrongCall(f"{threads} threads", remedy="give at least 1, or leave --threads out")
-        chosen = tuple(_device(name) for name in devices or (device or "auto",))
+        if kind == "towers":
+            chosen = tuple(map(_device, devices or _two_devices(device)))
+        elif kind == "ddp":
+            chosen = (_device_of_rank(device, ranks),)
+        else:
+            chosen = (_device(device or "auto"),)
         if decoder in ("card", "split") and chosen[0].type == "cpu":
             raise WrongCall(
                 f"--decoder {decoder} decodes on a card, and batches go to the cpu",
                 remedy="--decoder cores, or leave it out",
             )
-        return cls(chosen, threads, prefetch, backend, decoder)
+        if compiled and kind == "towers":
+            raise WrongCall(
+                "--compile with two towers",
+                why="the towers take turns with each other's activations, which torch.compile cannot follow",
+                remedy="leave one of them out",
+            )
+        one_card = kind == "single" and chosen[0].type == "cuda"
+        if graphs and not one_card:
+            raise WrongCall(
+                "--graphs without a single card",
+                why="a CUDA graph is recorded on one card, without towers or other ranks",
+                remedy="leave it out",
+            )
+        return cls(
+            chosen,
+            kind,
+            ranks,
+            compiled,
+            one_card if graphs is None else graphs,
+            threads,
+            prefetch,
+            backend,
+            decoder,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -84,11 +127,18 @@ class Machine:
         }
         return {name: value for name, value in asked.items() if value is not None}
 
-    def prepare(self) -> None:
-        """Set this process up: number of threads, and fp32 arithmetic in fp32 (cuDNN would take TF32)."""
+    def prepare(self, numbers: precision.Precision = "fp32") -> None:
+        """Set this process up: threads, memory, and what is fp32 on a card."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        torch.backends.cudnn.allow_tf32 = False
+        elif self.parallel == "ddp":
+            torch.set_num_threads(default_threads())  # torchrun leaves each rank one, whatever there is
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.backends.cudnn.benchmark = True  # shapes stay, so the fastest ways are looked for once
+        else:
+            _keep_memory()
+        precision.use(numbers)
 
     def synchronize(self) -> None:
         """Wait until all work given to the devices is done."""
@@ -99,10 +149,14 @@ class Machine:
     def describe(self) -> dict[str, Any]:
         """What a reader of a figure wants to know."""
         return {
+            "parallel": self.parallel,
+            "ranks": self.ranks.count,
             "devices": [str(device) for device in self.devices],
             "names": [_name(device) for device in self.devices],
             "cores": os.cpu_count(),
             "threads": self.threads or torch.get_num_threads(),
+            "compiled": self.compiled,
+            "graphs": self.graphs,
             "system": f"{platform.system()} {platform.machine()}",
         }
 
@@ -110,6 +164,88 @@ class Machine:
 def versions() -> dict[str, str]:
     """Versions of what computes."""
     return {"alexshard": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _kind(
+    device: str | None, devices: Sequence[str] | None, parallel: Parallel, ranks: Ranks
+) -> Literal["single", "towers", "ddp"]:
+    """What the wishes come to."""
+    if device is not None and devices is not None:
+        raise WrongCall(
+            f"--device {device} and --devices {','.join(devices)} at once",
+            why="the network is on one device or on two",
+            remedy="leave one of them out",
+        )
+    if devices is not None and len(devices) != 2:
+        raise WrongCall(
+            f"--devices names {len(devices)} devices",
+            why="the network has two towers, one for each device",
+            remedy="name two, such as cuda:0,cuda:1 or cpu,cpu; for a single device use --device",
+        )
+    many = ranks.count > 1
+    if parallel == "auto":
+        if many and devices is None:
+            return "ddp"
+        nothing_named = device in (None, "auto")
+        parallel = "towers" if devices or (nothing_named and torch.cuda.device_count() >= 2) else "single"
+    if parallel == "ddp" and not many and "RANK" not in os.environ:  # torchrun may start a single one
+        raise WrongCall(
+            "--parallel ddp without torchrun",
+            why="each of its ranks is a process, and this one was started alone",
+            remedy=_TORCHRUN,
+        )
+    if parallel != "ddp" and many:
+        raise WrongCall(
+            f"{'--devices' if devices else f'--parallel {parallel}'} under torchrun",
+            why="every one of its ranks would train a network of its own",
+            remedy="--parallel ddp, or start alextrain without torchrun",
+        )
+    if parallel != "towers" and devices is not None:
+        raise WrongCall(
+            f"--parallel {parallel} with --devices",
+            why="two devices are for the two towers",
+            remedy="--device for a single one, or leave --parallel out",
+        )
+    return parallel
+
+
+def _two_devices(device: str | None) -> tuple[str, str]:
+    """For towers without --devices."""
+    if device not in (None, "auto", "cuda"):
+        return device, device
+    cards = torch.cuda.device_count()
+    if cards == 1 or (cards == 0 and device == "cuda"):
+        raise WrongCall(
+            f"--parallel towers, and torch sees {cards} GPU{'s' if cards != 1 else ''}",
+            why="each tower wants a device",
+            remedy="--devices cuda:0,cuda:0 has both on one card, --devices cpu,cpu on the cores",
+        )
+    return ("cuda:0", "cuda:1") if cards else ("cpu", "cpu")
+
+
+def _device_of_rank(device: str | None, ranks: Ranks) -> torch.device:
+    """Each rank of a machine has its own card."""
+    if device not in (None, "auto", "cpu", "cuda"):
+        raise WrongCall(
+            f"--device {device} for {ranks.count} ranks",
+            why="each rank has its own device",
+            remedy="--device cuda or cpu, or leave it out; CUDA_VISIBLE_DEVICES chooses among cards",
+        )
+    cards = device == "cuda" or (device != "cpu" and torch.cuda.is_available())
+    return _device(f"cuda:{ranks.local}" if cards else "cpu")
+
+
+@cache
+def _keep_memory() -> None:
+    """Have the C library keep what is freed: else every large tensor is fresh pages, zeroed one by one.
+
+    A quarter of a step on two cores (docs/performance.md). Of glibc alone; others have no such switches.
+    """
+    most_maps, trim_beyond = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and platform.libc_ver()[0] == "glibc":
+        mallopt(most_maps, 0)
+        mallopt(trim_beyond, 2**31 - 1)
 
 
 def _device(name: str) -> torch.device:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..pipeline import Loader, crop_side
 from ..shards import ShardSet, Split, WrongCall, is_address
 from .checkpoint import BadCheckpoint, Checkpoint
@@ -36,6 +38,13 @@ class Plan:
         Raises:
             WrongCall: no labelled training split, or one smaller than a batch, or of images that are too small.
         """
+        ranks = machine.ranks.count
+        if recipe.batch_size % ranks:
+            raise WrongCall(
+                f"a batch of {recipe.batch_size:,} on {ranks:,} ranks",
+                why="each rank takes an equal part of every batch, or its images would count for more or less",
+                remedy=f"-b {max(1, round(recipe.batch_size / ranks)) * ranks}",
+            )
         epoch = steps_per_epoch(recipe, shard_set)
         schedule = Schedule.of(recipe, epoch)
         side = crop_side(shard_set.manifest.image.side)
@@ -99,14 +108,15 @@ class Plan:
         splits = self.shard_set.manifest.splits
         changes = ", ".join(f"{start:,}" for start in self.schedule.starts[1:])
         lines = [
-            f"preset {recipe.preset}, width {recipe.width:g}, seed {recipe.seed}, "
-            f"on {' and '.join(map(str, self.machine.devices))}",
+            f"preset {recipe.preset}, width {recipe.width:g}, seed {recipe.seed}, {recipe.precision}, "
+            f"on {_where(self.machine)}",
             f"{self.shard_set.shown}: {splits[Split.TRAIN].samples:,} training images of {self.num_classes:,} "
             f"classes, crops of {self.side}×{self.side}",
             f"{recipe.epochs:,} epochs of {self.steps_per_epoch:,} steps of {batch:,}: {total:,} steps, "
             f"{total * batch:,} images; "
             + (f"rates change at steps {changes}" if changes else "one rate throughout"),
         ]
+        lines.append(_share(self.machine, batch))
         if self.last_step < total:
             lines.append(f"ends after step {self.last_step:,}, as asked; the schedule stays that of all epochs")
         if self.val_split is None:
@@ -117,6 +127,28 @@ class Plan:
                 f"evaluated on {self.val_split}, {splits[Split(self.val_split)].samples:,} images, {every}"
             )
         return lines
+
+
+def _where(machine: Machine) -> str:
+    """The devices, and how the network is spread over them, in words."""
+    devices = " and ".join(map(str, machine.devices))
+    if machine.parallel == "ddp":
+        return f"{machine.ranks.count:,} ranks, data-parallel; this one on {devices}"
+    if machine.parallel == "towers":
+        cards = torch.cuda.device_count()
+        idle = f"; {cards - 2} more GPUs are visible, which torchrun would use" if cards > 2 else ""
+        return f"{devices}, a tower each{idle}"
+    return devices
+
+
+def _share(machine: Machine, batch: int) -> str:
+    """The batch of all devices together, and of each."""
+    if machine.parallel == "ddp":
+        return f"batch {batch:,} of all ranks together, {batch // machine.ranks.count:,} on each"
+    if machine.parallel == "towers":
+        half = "half of it decoded by each" if batch % 2 == 0 else "decoded by the first"
+        return f"batch {batch:,}, the same on both devices; {half}"
+    return f"batch {batch:,} on one device"
 
 
 def found_again(shard_set: ShardSet) -> str:

@@ -1,39 +1,172 @@
-"""One step of training, the same wherever it is taken: in a run, in a measurement, in a test."""
+"""One step of training, the same wherever it is taken: in a run, in a measurement, in a test.
+
+    images, labels ─► network ─► loss ─► gradients (averaged over ranks) ─► momentum, weights
+                                  └────► metrics.sums, on the device
+
+A step may be taken three ways, with the same arithmetic: as torch comes to each operation; with the network
+compiled by torch.compile; or, on one card, recorded once as a CUDA graph and replayed, so that the host launches
+one thing a step (at batch 128 a step is of the order of what its hundred launches cost).
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .dropout import Masks
 from .metrics import sums
+from .ranks import Ranks
 from .recipe import Recipe, Segment
 from .schedule import Schedule
 from .sgd import PaperSGD
-from .towers import Network
+from .towers import Network, TwoTowers
+
+Images = Tensor | tuple[Tensor, Tensor]  # for two towers: the same on either device
+EAGER_STEPS = 3  # before a graph is recorded: libraries choose kernels, momentum comes into being
 
 
 class Stepper:
-    """A network with its optimiser, moved one batch at a time along a schedule."""
+    """A network with its optimiser, moved one batch at a time along a schedule.
 
-    def __init__(self, network: Network, recipe: Recipe, schedule: Schedule) -> None:
+    Args:
+        ranks: of which each takes its slice of every global batch; gradients are averaged over them.
+        compiled: compile the network with torch.compile; where that fails a warning says why, and torch's own
+            operations go on.
+        graphs: record the step as a CUDA graph, on one card alone.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        schedule: Schedule,
+        *,
+        ranks: Ranks | None = None,
+        compiled: bool = False,
+        graphs: bool = False,
+    ) -> None:
         self.network, self.recipe, self.schedule = network, recipe, schedule
+        self.ranks = ranks or Ranks()
         self.sgd = PaperSGD(network.pieces(), recipe)
+        self.compiled = compiled
+        self.graphs = graphs and _on_one_card(network) and self.ranks.count == 1
         self._segment: Segment | None = None
+        self._module: nn.Module = network  # the network as it is called, in training and in evaluation
+        self._forward = self._module  # the same within what averages gradients over the ranks
+        self._recording: _Recording | None = None
+        self._eager_left = EAGER_STEPS
+        # In a tensor where one piece of compiled or recorded work serves every step.
+        self._step = (
+            torch.zeros((), dtype=torch.int64, device=device_of(network)) if compiled or self.graphs else None
+        )
 
-    def step(self, step: int, images: Tensor, labels: Tensor) -> Tensor:
-        """Update number `step` on a global batch; returns `metrics.sums` of the network before it, on its device.
+    def step(self, step: int, images: Images, labels: Tensor) -> Tensor:
+        """Update number `step` on this rank's slice of a global batch.
 
-        No value is read back: on a GPU the work is queued, and may not have begun when this returns.
+        Returns `metrics.sums` of that slice by the network before the update, on its device. No value is read
+        back: on a card the work is queued, and may not have begun when this returns.
         """
-        segment = self.schedule.at(step)
-        if segment is not self._segment:
-            self.sgd.use(segment)
-            self._segment = segment
+        self._take(self.schedule.at(step))
+        if self._step is not None:
+            self._step.fill_(step)
+        if self._recording is None and self.graphs and isinstance(images, Tensor):
+            self._record_if_ready(images, labels)
+        if self._recording is not None and isinstance(images, Tensor) and self._recording.fits(images):
+            return self._recording.replay(images, labels)
+        return self._computed(step, images, labels)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network for evaluation: compiled where the steps are."""
+        return self._module
+
+    def _take(self, segment: Segment) -> None:
+        if segment is self._segment:
+            return
+        self.sgd.use(segment)
+        self._segment, self._recording, self._eager_left = segment, None, EAGER_STEPS
+        self._module = torch.compile(self.network, dynamic=False) if self.compiled else self.network
+        self._forward = self._module
+        if self.ranks.count > 1:
+            # Anew for every segment: which parameters have gradients is fixed when this is made.
+            self._forward = DistributedDataParallel(self._module, gradient_as_bucket_view=True)
+
+    def _computed(self, step: int, images: Images, labels: Tensor) -> Tensor:
         self.network.train()
-        logits = self.network(images, Masks(self.recipe.seed, step) if self.recipe.dropout else None)
-        F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+        masks = None
+        if self.recipe.dropout:
+            number = step if self._step is None else self._step
+            masks = Masks(self.recipe.seed, number, first=self.ranks.rank * len(labels))
+        try:
+            logits = self._forward(images, masks)
+            F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if not self.compiled or not _of_the_compiler(error):
+                raise
+            warnings.warn(f"torch.compile failed, steps go on without: {_first_line(error)}", stacklevel=2)
+            self.compiled, self._segment = False, None
+            for part in (each for parts in self.network.pieces().values() for each in parts):
+                part.grad = None
+            self._take(self.schedule.at(step))
+            return self._computed(step, images, labels)
         self.sgd.step()
         with torch.no_grad():
             return sums(logits, labels)
+
+    def _record_if_ready(self, images: Tensor, labels: Tensor) -> None:
+        if self._eager_left > 0:
+            self._eager_left -= 1
+            return
+        try:
+            self._recording = _Recording(lambda *batch: self._computed(0, *batch), images, labels)
+        except Exception as error:  # whatever cannot be recorded can be computed
+            warnings.warn(f"no CUDA graph of the step, steps go on without: {_first_line(error)}", stacklevel=2)
+            self.graphs = False
+
+
+class _Recording:
+    """A step as a CUDA graph: what `compute` queues for one batch, to be done again for others of that shape."""
+
+    def __init__(self, compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+        self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
+        self._graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(images.device)
+        # Recording runs nothing: weights are what they were.
+        # Other threads, the loader's, may ask the card for memory meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._sums = compute(self._images, self._labels)
+
+    def fits(self, images: Tensor) -> bool:
+        """Whether the batch has the recorded shape, type and layout."""
+        mine = self._images
+        return (images.shape, images.dtype, images.stride()) == (mine.shape, mine.dtype, mine.stride())
+
+    def replay(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The step for this batch; its sums in memory of their own."""
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        return self._sums.clone()
+
+
+def device_of(network: Network) -> torch.device:
+    """Where logits come out."""
+    return network.devices[0] if isinstance(network, TwoTowers) else network.fc8.weight.device
+
+
+def _on_one_card(network: Network) -> bool:
+    return not isinstance(network, TwoTowers) and device_of(network).type == "cuda"
+
+
+def _of_the_compiler(error: Exception) -> bool:
+    """Whether the compiler failed, and not what was compiled."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""The figures of the steps since the last line, kept on the device until they are asked for; a run's speed."""
+"""The figures of the steps since the last line, read late, so that no step waits for them; a run's speed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ranks import Ranks
+
 RATE_STEPS = 10  # after the very first, which pays for warming up; then a run's length can be told
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Means over the steps of a window."""
+    """Means over the steps of a window, on all ranks."""
 
     loss: float
     top1_error: float
@@ -37,22 +39,57 @@ class Watch:
         return time.perf_counter() - self.started
 
 
+class Line:
+    """The sums of some steps, on their way from the device to the host."""
+
+    def __init__(self, sums: Tensor, watch: Watch) -> None:
+        self.steps, self._images = len(sums), watch.images
+        self._images_per_s, self._wait_s = watch.images / watch.seconds, watch.wait_s
+        self._sums, self._arrived = sums, None
+        if sums.device.type == "cuda":
+            self._sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+            self._sums.copy_(sums, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(sums.device))
+
+    @property
+    def there(self) -> bool:
+        """Whether reading would not wait."""
+        return self._arrived is None or bool(self._arrived.query())
+
+    def first_bad(self) -> int | None:
+        """The place among the steps of the first one whose loss is not finite; waits."""
+        values = self._values()[:, 0].tolist()
+        return next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
+
+    def figures(self) -> Figures:
+        """The means; waits."""
+        loss, top1, top5 = (self._values().sum(0) / self._images).tolist()
+        return Figures(loss, 1 - top1, 1 - top5, self._images_per_s, self._wait_s)
+
+    def _values(self) -> Tensor:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._sums
+
+
 class Window:
     """The steps since the last line of figures, and the speed of the run's first steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self.early, self.taken = Watch(), 0
         self.restart()
 
     def restart(self) -> None:
         """Begin again, after a line."""
-        self.sums: list[Tensor] = []
+        self._sums: list[Tensor] = []
         self.watch = Watch()
 
     @property
     def steps(self) -> int:
         """Steps counted since the beginning."""
-        return len(self.sums)
+        return len(self._sums)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -69,21 +106,16 @@ class Window:
             watch.wait_s += seconds
 
     def add(self, sums: Tensor, images: int) -> None:
-        """Count one step, by its `metrics.sums`."""
-        self.sums.append(sums)
+        """Count one step, by its `metrics.sums` on this rank and the images of this rank."""
+        self._sums.append(sums)
         for watch in (self.watch, self.early):
-            watch.images += images
+            watch.images += images * self._ranks.count
 
-    def first_bad(self) -> int | None:
-        """Wait for the device; the place in the window of the first step whose loss is not finite."""
-        values = torch.stack(self.sums)[:, 0].tolist()
-        return next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
-
-    def read(self) -> Figures:
-        """Wait for the device and give the means."""
-        images = self.watch.images
-        loss, top1, top5 = (torch.stack(self.sums).sum(0).cpu() / images).tolist()
-        return Figures(loss, 1 - top1, 1 - top5, images / self.watch.seconds, self.watch.wait_s)
+    def line(self) -> Line:
+        """The steps so far as one line, and begin again. All ranks do this after the same step."""
+        line = Line(self._ranks.sum(torch.stack(self._sums)), self.watch)
+        self.restart()
+        return line
 
     def speed(self, synchronize: Callable[[], None]) -> Watch | None:
         """Called after each step: once, the watch of the first `RATE_STEPS` after the very first."""

@@ -18,7 +18,7 @@ from alexshard.shards import WrongCall
 from alexshard.tools import loader_bench
 from alexshard.tools.bench_loader import main
 from alexshard.tools.loader_bench import Asked, Bench
-from alexshard.tools.loader_meter import Ranks
+from alexshard.trainer import Ranks
 from click.testing import CliRunner
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench_loader"

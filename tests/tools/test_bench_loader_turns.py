@@ -13,10 +13,11 @@ import torch
 from alexshard.pipeline import STAGES, Loader, Stages
 from alexshard.shards import ShardSet
 from alexshard.tools.loader_ladder import How, run_replay, run_stages
-from alexshard.tools.loader_meter import Meter, Ranks, timed
+from alexshard.tools.loader_meter import Meter, timed
 from alexshard.tools.loader_peers import PEERS, Peer
 from alexshard.tools.loader_peers_common import Asked, PeerBatch
 from alexshard.tools.loader_rivals import OURS, Rivals
+from alexshard.trainer import Ranks
 
 AT_ONCE = How(1, 0.0, Ranks(), lambda _: None)  # one batch is enough where no time is asked for
 

@@ -246,8 +246,15 @@ def test_max_steps_ends_early_and_a_larger_one_goes_on_as_if_it_had_not(whole, s
 
 def test_two_towers_have_the_losses_of_one_device(whole, small_set, tmp_path):
     recipe, folder, _, _ = whole
-    train(recipe, small_set, tmp_path / "towers", TOWERS, reporter=Told())
+    train(recipe, small_set, tmp_path / "towers", TOWERS, reporter=(told := Told()))
 
+    # At side 64 and width 1/8: 3² of 2·16 maps into conv3, 2·16 and 2·256 into fc6 and fc7, 256 into fc8, 4 bytes,
+    # 32 images, there and back.
+    each = 4 * 32 * (9 * 32 + 32 + 2 * 256 + 256)
+    told_bytes = f"{each:,} bytes of activations, {each:,} of gradients, {2 * each:,} counted"
+    assert any(told_bytes in line for line in told.said)
+    assert any(f"; {2 * each:,} by fidelity.md §5" in line for line in told.said)
+    assert "batch 32, the same on both devices; half of it decoded by each" in told.said
     one, two = ([loss for _, _, loss, _ in losses(f)] for f in (folder, tmp_path / "towers"))
     assert two == pytest.approx(one, rel=1e-4)
 

@@ -1,0 +1,188 @@
+"""Several ranks under torchrun are one run: real processes, gloo, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from alexshard.trainer import Checkpoint, RunFolder
+
+SMALL = ("--width", "0.125", "-b", "32", "--log-every", "1")
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}  # else torchrun says that it sets this
+
+
+def command(ranks: int, *arguments: object) -> list[str]:
+    one = ["-m", "alexshard.tools.cli_alextrain", "run", *map(str, arguments)]
+    if ranks == 1:
+        return [sys.executable, *one]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone"]
+    return [*torchrun, *one]
+
+
+def alextrain(
+    ranks: int, *arguments: object, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(ranks, *arguments), capture_output=True, text=True, check=False, env=ENV | (env or {}), timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(small_set) -> Path:
+    return Path(small_set.shown)
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory) -> dict[int, Path]:
+    """The same four epochs on one, two and four ranks, across every boundary of the schedule and its freeze."""
+    home, found = tmp_path_factory.mktemp("ranks"), {}
+    for ranks in (1, 2, 4):
+        found[ranks] = home / f"on-{ranks}"
+        done = alextrain(ranks, "--shards", shards, "--out", found[ranks], "--epochs", 4, *SMALL, "--threads", 1)
+        assert done.returncode == 0, done.stderr
+        (home / f"on-{ranks}.said").write_text(done.stderr)
+    return found
+
+
+def records(folder: Path) -> list[tuple[str, int, float, float]]:
+    return [(r.kind, r.step, r.loss, r.top1_error) for r in RunFolder(folder).records()]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_loss_is_that_of_one_process_with_the_same_global_batch(runs, ranks):
+    alone, spread = records(runs[1]), records(runs[ranks])
+
+    assert [r[:2] for r in spread] == [r[:2] for r in alone]
+    assert sum(r[0] == "val" for r in spread) == 4
+    assert [r[2] for r in spread] == pytest.approx([r[2] for r in alone], rel=1e-4)
+    assert spread[0][2] == pytest.approx(alone[0][2], rel=1e-6)
+    assert [r[3] for r in spread if r[0] == "val"] == pytest.approx(
+        [r[3] for r in alone if r[0] == "val"], abs=0.026
+    )
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_network_is_the_one_of_one_process_up_to_summation_order(runs, ranks):
+    alone, spread = (Checkpoint.load(RunFolder(runs[n]).checkpoint) for n in (1, ranks))
+
+    assert spread.loader == alone.loader
+    assert spread.network.keys() == alone.network.keys()
+    for name, value in alone.network.items():
+        torch.testing.assert_close(spread.network[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_batch_is_told_of_all_ranks_and_of_each(runs, ranks):
+    said = (runs[ranks].parent / f"on-{ranks}.said").read_text()
+
+    assert f"batch 32 of all ranks together, {32 // ranks} on each" in said
+    assert f"{ranks} ranks, data-parallel" in said
+    assert said.count("160 training images") == 1  # the first rank speaks for all
+    config = json.loads((runs[ranks] / "config.json").read_text())
+    assert (config["machine"]["parallel"], config["machine"]["ranks"]) == ("ddp", ranks)
+
+
+def test_a_split_that_does_not_divide_is_evaluated_whole_on_three_ranks(shards, tmp_path):
+    # 40 images on 3 ranks: 14, 13, 13.
+    done = alextrain(3, "--shards", shards, "--out", tmp_path / "run", "--max-steps", 2, *SMALL, "-b", 30)
+
+    assert done.returncode == 0, done.stderr
+    (val,) = [r for r in RunFolder(tmp_path / "run").records() if r.kind == "val"]
+    assert (val.top1_error * 40) % 1 == pytest.approx(0, abs=1e-6)  # fortieths: every image counted once
+
+
+def test_a_run_of_two_ranks_goes_on_as_one_and_as_four_with_the_same_steps(runs, shards, tmp_path):
+    folder, whole = tmp_path / "run", records(runs[1])
+    for ranks, steps in ((2, 7), (4, 12), (1, None)):
+        how = (
+            ("--resume", folder)
+            if folder.exists()
+            else ("--shards", shards, "--out", folder, "--epochs", 4, *SMALL)
+        )
+        until = ("--max-steps", steps) if steps else ("--max-steps", 20)
+        done = alextrain(ranks, *how, *until, "--log-every", 1, "--threads", 1)
+        assert done.returncode == 0, done.stderr
+
+    again = {(kind, step): loss for kind, step, loss, _ in records(folder)}
+    assert {(kind, step) for kind, step, *_ in whole} <= again.keys()
+    for kind, step, loss, _ in whole:
+        assert again[kind, step] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_with_everything_saved(shards, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ("--shards", shards, "--out", folder, "--epochs", 4000, *SMALL, "--eval-every", 0)
+    with training(2, *arguments, "--threads", 1) as (process, said):
+        os.kill(rank_processes(process.pid)[1], signal.SIGTERM)
+        said += process.stderr.readlines()
+
+    text = "".join(said)
+    assert "stopped by SIGTERM after step" in text
+    assert "torchrun --nproc-per-node 2 --no-python alextrain run --resume" in text
+    checkpoint = Checkpoint.load(RunFolder(folder).checkpoint)
+    assert checkpoint.step == RunFolder(folder).records()[-1].step > 10
+
+
+@contextmanager
+def training(ranks: int, *arguments: object) -> Iterator[tuple[Any, list[str]]]:
+    """A run in the middle of its steps, and what it said so far; it must have ended when the block is left."""
+    with subprocess.Popen(
+        command(ranks, *arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENV
+    ) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("measured:"):
+                break
+        yield process, said
+
+
+def rank_processes(parent: int) -> list[int]:
+    """The processes that torchrun started, by rank."""
+    found = {}
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        words = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks = [int(word[5:]) for word in words if word.startswith(b"RANK=")]
+        found |= {rank: int(child) for rank in ranks}
+    return [found[rank] for rank in sorted(found)]
+
+
+def test_a_rank_that_dies_ends_the_run_in_words(shards, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ("--shards", shards, "--out", folder, "--epochs", 4000, *SMALL, "--eval-every", 0)
+    with training(2, *arguments, "--threads", 1) as (process, _):
+        os.kill(rank_processes(process.pid)[1], signal.SIGKILL)
+        text = process.stderr.read()
+
+    assert process.returncode != 0
+    assert "error: rank 0 of 2 lost the others" in text
+    assert "alextrain run --resume goes on from the last checkpoint" in text
+
+
+@pytest.mark.parametrize(
+    ("ranks", "arguments", "message"),
+    [
+        (1, ("--parallel", "ddp"), "--parallel ddp without torchrun"),
+        (2, ("--parallel", "single"), "--parallel single under torchrun"),
+        (2, ("--devices", "cpu,cpu"), "--devices under torchrun"),
+        (3, ("-b", "32"), "a batch of 32 on 3 ranks"),
+    ],
+)
+def test_wishes_that_contradict_the_ranks_are_refused_before_anything_is_written(
+    shards, tmp_path, ranks, arguments, message
+):
+    done = alextrain(ranks, "--shards", shards, "--out", tmp_path / "run", "--width", "0.125", *arguments)
+
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,119 @@
+"""The processes of one run: those that torchrun started, on any number of machines, or this one alone.
+
+Every rank takes the same steps at the same time, so what decides about steps must be the same on all: a request to
+stop is agreed on (`agreed`), and whatever the clock decides is decided by the first rank alone.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..shards import WrongCall
+
+T = TypeVar("T")
+
+WORDS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts in the environment
+LONGEST = timedelta(minutes=60)  # that one rank waits for the others: the first one may be evaluating or saving
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the run; one of one where nothing says otherwise."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0  # among those on this machine
+
+    @classmethod
+    def here(cls, command: str) -> Ranks:
+        """As torchrun says in the environment; joins the others. `command` is what the message names.
+
+        Raises:
+            WrongCall: the environment names ranks, but not how to reach them.
+        """
+        if os.environ.get("WORLD_SIZE") in (None, "", "1"):
+            return cls()
+        if missing := [name for name in WORDS if not os.environ.get(name)]:
+            raise WrongCall(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set",
+                why="the ranks work at the same time, so they must find each other",
+                remedy=f"torchrun --nproc-per-node 2 {command} …",
+            )
+        # Without a name: gloo for tensors on the cores, and NCCL for those on cards where torch has it.
+        dist.init_process_group(timeout=LONGEST)
+        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+
+    @property
+    def here_too(self) -> int:
+        """How many of the ranks are on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE") or self.count)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.count > 1:
+            self.sum(torch.zeros(1))
+
+    def gathered(self, mine: T) -> list[T]:
+        """What every rank has, on every rank, in order."""
+        if self.count == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self.count
+        dist.all_gather_object(everyone, mine)
+        return everyone
+
+    def sum(self, mine: Tensor) -> Tensor:
+        """The sum of the ranks' tensors, in place; on a card it is queued, not waited for."""
+        if self.count > 1:
+            dist.all_reduce(mine)
+        return mine
+
+    def leave(self) -> None:
+        """Part from the other ranks."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
+
+class Agreement:
+    """Whether any rank wants to stop, known to all ranks at the same step.
+
+    The answer of each step is that of the question before it: it travels while the step is computed, so that nobody
+    waits for it.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._travelling: tuple[Any, Tensor] | None = None
+        self.answer = 0
+
+    def ask(self, mine: int) -> int:
+        """The largest number that any rank gave at its last call; alone: `mine`."""
+        if self._ranks.count == 1:
+            self.answer = mine
+            return mine
+        if self._travelling is not None:
+            work, number = self._travelling
+            work.wait()
+            self.answer = int(number)
+        number = torch.tensor(mine)
+        self._travelling = dist.all_reduce(number, op=dist.ReduceOp.MAX, async_op=True), number
+        return self.answer
+
+    def settle(self) -> int:
+        """The answer to the last question, waited for."""
+        if self._travelling is not None:
+            work, number = self._travelling
+            work.wait()
+            self.answer, self._travelling = int(number), None
+        return self.answer
