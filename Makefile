@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(CUDA)
 TYPING := build/typing/alexshard
 OTHER_DALI := $(if $(filter cuda12,$(CUDA)),nvidia-dali-cuda130,nvidia-dali-cuda120)
-C_SOURCES := tools/packing/_square.c pipeline/_kernels.c pipeline/_crc.h pipeline/_pixels.h trainer/_normalise.c
+C_SOURCES := tools/packing/_square.c pipeline/_kernels.c pipeline/_crc.h pipeline/_pixels.h trainer/_chains.c
 PILLOW_SIMD := pillow-simd==12.1.1.post0
 
 .DEFAULT_GOAL := help
@@ -29,7 +29,7 @@ $(READY): pyproject.toml setup.cfg constraints.txt $(C_SOURCES)
 	@# DALI's two builds hold the same files: the other one goes, with its mark, before this one comes.
 	@rm -f $(VENV)/ready-*; $(BIN)/pip uninstall --quiet --yes $(OTHER_DALI) 2> /dev/null || true
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,dev]'
-	@ls tools/packing/_square.*.so pipeline/_kernels.*.so trainer/_normalise.*.so > /dev/null 2>&1 \
+	@ls tools/packing/_square.*.so pipeline/_kernels.*.so trainer/_chains.*.so > /dev/null 2>&1 \
 	|| echo "no C compiler was found; packing takes half as long again, and on the CPU DALI finishes the batches and torch normalises: slower"
 	@echo "compiling $(PILLOW_SIMD)"
 	@flags=$$(grep -qsw avx2 /proc/cpuinfo && echo ' -mavx2'); \

@@ -52,6 +52,7 @@ def examine() -> list[Finding]:
         ("dali", _dali),
         ("torch", _torch),
         ("gpu", _gpu),
+        ("training", _training),
         ("tensorboard", _tensorboard),
         ("dask", lambda: _extra("dask", "distributed", "cluster", "build packs on this machine alone")),
         ("s3fs", lambda: _extra("s3fs", "s3fs", "s3", "nothing is read from s3:// or written there")),
@@ -208,6 +209,22 @@ def _gpu() -> Finding:
     return Finding(
         "gpu", PROBLEM, f"there is an NVIDIA driver, but torch (CUDA {torch.version.cuda}) finds no card", remedy
     )
+
+
+def _training() -> Finding:
+    try:
+        trainer = importlib.import_module("alexshard.trainer")
+    except ModuleNotFoundError as error:
+        return Finding("training", PROBLEM, f"{error.name} is not installed", f"pip install {error.name}")
+    torch = importlib.import_module("torch")
+    bf16 = "bf16 in the processor's own instructions" if trainer.cores_have_bf16() else "bf16 on fp32 instructions"
+    if torch.cuda.is_available() and not trainer.has_kernels(torch.empty(1, device="cuda")):
+        found = "no Triton: normalisers on a card take a pass of memory for each of their steps"
+        return Finding("training", NOTE, found, "pip install triton")
+    if not trainer.has_kernels(torch.empty(1)):
+        found = f"its loops in C were not compiled: normalisers take six times as long on the cores; {bf16}"
+        return Finding("training", NOTE, found, _COMPILE)
+    return Finding("training", OK, f"normalisers in C; {bf16}")
 
 
 def _tensorboard() -> Finding:

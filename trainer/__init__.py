@@ -3,13 +3,14 @@
 Recipe ─► AlexNet, on one device or as TwoTowers on two ─► train ─► a run folder ─► Checkpoint ─► evaluate
 """
 
+from .chains import Chain, composed, has_kernels, normalise
 from .checkpoint import BadCheckpoint, Checkpoint
 from .evaluate import Evaluation, Tally, evaluate, evaluation_loader, tally
 from .loop import Diverged, Outcome, RanksParted, Reporter, train
 from .machine import Machine, versions
 from .network import AlexNet
 from .plan import Plan, loading, loading_line, validation_split
-from .normalise import Chain, composed, has_kernels, normalise
+from .precision import cores_have_bf16
 from .ranks import Ranks
 from .recipe import LAYERS, PRESETS, Recipe, Segment, differences
 from .run_folder import DamagedRun, Record, RunFolder
@@ -44,6 +45,7 @@ __all__ = [
     "TwoTowers",
     "build_network",
     "composed",
+    "cores_have_bf16",
     "crossing_bytes",
     "differences",
     "evaluate",

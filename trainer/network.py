@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..shards import WrongCall
 from .dropout import Masks
-from .normalise import Chain, normalise
+from .chains import Chain, normalise
 from .precision import convolve, in_precision, multiply
 from .recipe import LAYERS, Recipe
 

@@ -21,7 +21,7 @@ def findings():
 def test_everything_it_stands_on_is_looked_at(findings):
     assert set(findings) == {
         "python", "machine", "numpy", "packing", "loading", "pillow", "simplejpeg", "scipy",
-        "webdataset", "dali", "torch", "gpu", "tensorboard", "dask", "s3fs", "gcsfs", "disk",
+        "webdataset", "dali", "torch", "gpu", "training", "tensorboard", "dask", "s3fs", "gcsfs", "disk",
     }  # fmt: skip
 
 
@@ -59,6 +59,14 @@ def test_loops_that_were_not_compiled_are_noted(monkeypatch):
     assert finding.status == doctor.NOTE
     assert "Pillow and NumPy do the same" in finding.found
     assert finding.remedy.endswith("--editable . in the clone of alexshard")
+
+
+def test_normalisers_that_were_not_compiled_are_noted(monkeypatch):
+    assert doctor._training().found.startswith("normalisers in C; bf16 ")
+    monkeypatch.setattr("alexshard.trainer.chains.COMPILED", False)
+
+    assert doctor._training().status == doctor.NOTE
+    assert "its loops in C were not compiled" in doctor._training().found
 
 
 @pytest.mark.parametrize(("name", "extra"), [("dask", "cluster"), ("s3fs", "s3"), ("gcsfs", "gcs")])

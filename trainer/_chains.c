@@ -1,4 +1,4 @@
-/* What stands between a convolution and its reader, forward and backward, on the cores (normalise.py says the same in
+/* What stands between a convolution and its reader, forward and backward, on the cores (chains.py says the same in
    torch): [ReLU] → [LRN across maps] → [same-map normaliser] → [max pool 3×3/2] → [ReLU].
 
    Memory is read once and written once: a unit of work is one tower's maps of one image, whose steps go from scratch
@@ -413,7 +413,7 @@ static int get_tensor(PyObject *object, Py_buffer *view, Py_ssize_t items, Py_ss
 }
 
 /* run(x, g | None, out, where | None, sizes, half, towers, n, k, a, same_n, same_k, same_a, relu, pool, threads) */
-static PyObject *normalise_run(PyObject *self, PyObject *args)
+static PyObject *chains_run(PyObject *self, PyObject *args)
 {
     (void)self;
     Work w = {0};
@@ -465,13 +465,13 @@ done:
 }
 
 static PyMethodDef methods[] = {
-    {"run", normalise_run, METH_VARARGS, NULL},
+    {"run", chains_run, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_normalise", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_chains", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__normalise(void)
+PyMODINIT_FUNC PyInit__chains(void)
 {
     return PyModule_Create(&module);
 }

@@ -6,7 +6,7 @@ in, out   x float, (N, C, H, W), best in channels-last memory; y of x's dtype, p
 kept      for the backward pass: x, and one byte per pooled value (where in its window the maximum was)
 source    Krizhevsky et al. 2012 §3.3, §3.4; fidelity.md §0 (order), §2 (formulas, gradient, numerics)
 
-Three ways to the same numbers: loops in C on the cores (_normalise.c), Triton on a card (normalise_triton.py), and
+Three ways to the same numbers: loops in C on the cores (_chains.c), Triton on a card (normalise_triton.py), and
 `composed`, the parts of lrn.py and torch one after the other: for float64, and where there was no compiler. Sums
 and powers are fp32 whatever is stored.
 """
@@ -25,14 +25,14 @@ from torch import Tensor
 from .lrn import lrn_across_maps, lrn_same_map
 
 try:
-    from . import _normalise
+    from . import _chains
 except ImportError:
     _compiled: Any = None
 else:
-    _compiled = _normalise
+    _compiled = _chains
 
 COMPILED = _compiled is not None  # whether the cores have the loops in C
-_RELUS: tuple[Literal["before", "after"] | None, ...] = (None, "before", "after")  # by number, as in _normalise.c
+_RELUS: tuple[Literal["before", "after"] | None, ...] = (None, "before", "after")  # by number, as in _chains.c
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The chain of normalise.py in C, on tensors that lie as (N, H, W, C)."""
+"""The chain of chains.py in C, on tensors that lie as (N, H, W, C)."""
 
 from typing import Any
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from alexshard.trainer import normalise as module
-from alexshard.trainer.normalise import COMPILED, Chain, composed, has_kernels, normalise
+from alexshard.trainer import chains as module
+from alexshard.trainer.chains import COMPILED, Chain, composed, has_kernels, normalise
 
 LRN = Chain(2, n=5, k=2.0, a=2e-5)
 CHAINS = {
@@ -146,7 +146,7 @@ def test_it_is_an_operator_that_torch_compiles_around(chain):
     ],
 )
 def test_arrays_and_sizes_that_do_not_fit_are_refused(change, reason):
-    from alexshard.trainer import _normalise
+    from alexshard.trainer import _chains
 
     call = {
         "x": np.zeros((1, 5, 5, 8), np.float32),
@@ -161,7 +161,7 @@ def test_arrays_and_sizes_that_do_not_fit_are_refused(change, reason):
         "a": 1.0,
         **{"same_n": 0, "same_k": 1.0, "same_a": 0.0, "relu": 0, "pool": True, "threads": 1},
     }
-    _normalise.run(*call.values())
+    _chains.run(*call.values())
 
     with pytest.raises(ValueError, match=reason):
-        _normalise.run(*(call | change).values())
+        _chains.run(*(call | change).values())
