@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import shlex
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ import click
 from .. import __version__
 from ..shards import ShardSet, WrongCall, is_address
 from .report import json_on_failure, print_json
-from .terminal import PLAIN_LINE_EVERY_S, Cli, Progress, duration, facts, signals_raise
+from .terminal import Cli, Progress, facts, signals_raise
 
 # Before torch is imported, which happens in the commands: OpenMP's threads then sleep at a barrier instead of
 # spinning. Spinning takes the cores from the loader's threads and from whatever else runs: with other work on 2
@@ -172,6 +172,7 @@ def run(
     (torchrun --nproc-per-node 2 --no-python alextrain run …) all ranks train one network.
     """
     from ..trainer import Checkpoint, Machine, Ranks, RunFolder, train, validation_split
+    from .training_lines import Lines
 
     if resume is not None and out is not None:
         raise WrongCall(
@@ -202,7 +203,7 @@ def run(
         resume=checkpoint,
         eval_every=eval_every,
         log_every=log_every,
-        reporter=_lines(),
+        reporter=Lines(),
     )
     ranks.leave()
     if not ranks.first:
@@ -259,6 +260,7 @@ def eval_command(
     from ..trainer import (
         Checkpoint,
         Machine,
+        Ranks,
         RunFolder,
         build_network,
         evaluate,
@@ -269,11 +271,20 @@ def eval_command(
     )
 
     with json_on_failure(as_json), signals_raise(signal.SIGTERM):
-        machine = Machine.choose(device, threads=threads, prefetch=prefetch, backend=backend, decoder=decoder)
+        ranks = Ranks.here("--no-python alextrain eval")
+        machine = Machine.choose(
+            device,
+            parallel="ddp" if ranks.count > 1 else "single",
+            ranks=ranks,
+            threads=threads,
+            prefetch=prefetch,
+            backend=backend,
+            decoder=decoder,
+        )
         checkpoint = Checkpoint.load(RunFolder(run).checkpoint)
         shard_set = _shard_set(shards, run, cache, cache_size)
         checkpoint.check_fits(shard_set)
-        machine.prepare()
+        machine.prepare(checkpoint.recipe.precision)
         split = split or validation_split(shard_set)
         if split is None:
             raise WrongCall(f"{shard_set.shown} has no labelled val or test split", remedy="--split train")
@@ -282,11 +293,15 @@ def eval_command(
         checkpoint.put_into(network)
         with (
             evaluation_loader(checkpoint.recipe, shard_set, split, machine, views=how_many) as loader,
-            Progress(f"eval {split}", loader.num_samples, "images") as progress,
+            _progress(f"eval {split}", loader.num_samples, ranks) as progress,
         ):
-            click.echo(loading_line(loader), err=True)
-            found = evaluate(network, loader, on_images=progress.advance)
+            if ranks.first:
+                click.echo(loading_line(loader), err=True)
+            found = evaluate(network, loader, ranks=ranks, on_images=progress.advance)
         assert found is not None  # nothing asked it to stop
+        ranks.leave()
+        if not ranks.first:
+            return
         about = {
             "run": str(run),
             "step": checkpoint.step,
@@ -298,6 +313,12 @@ def eval_command(
             "chance_loss": math.log(checkpoint.num_classes),
         }
         print_json(about) if as_json else click.echo(facts(_readable(about)))
+
+
+def _progress(title: str, images: int, ranks: Any) -> Progress:
+    """Of this rank's part; the first rank shows it."""
+    unit = "images" if ranks.count == 1 else "images of each rank"
+    return Progress(title, -(-images // ranks.count), unit, stream=None if ranks.first else io.StringIO())
 
 
 def _readable(about: dict[str, Any]) -> dict[str, object]:
@@ -360,37 +381,6 @@ def _shard_set(shards: str | None, run: Path | None, cache: Path | None, cache_s
             remedy="leave it out",
         )
     return open_shard_set(shards, cache=cache, cache_bytes=cache_bytes)
-
-
-def _lines() -> Any:
-    """A reporter in plain lines on stderr: figures of training every few seconds, of evaluation always."""
-    from ..trainer import Evaluation, Record, Reporter
-
-    class Lines(Reporter):
-        printed = -math.inf
-
-        def say(self, line: str) -> None:
-            click.echo(line, err=True)
-
-        def rate(self, images_per_s: float, waiting: float, images_left: int) -> None:
-            self.say(
-                f"measured: {images_per_s:,.1f} images/s, {100 * waiting:.0f} % of the time waiting for batches "
-                f"(the {'loader' if waiting > 0.1 else 'network'} sets the pace); "
-                f"{duration(images_left / images_per_s)} of training left"
-            )
-
-        def record(self, record: Record, evaluation: Evaluation | None = None) -> None:
-            if evaluation is None and time.monotonic() - self.printed < PLAIN_LINE_EVERY_S:
-                return
-            if evaluation is None:
-                self.printed = time.monotonic()
-            self.say(
-                f"{record.kind:5}  epoch {record.epoch:.2f}  step {record.step:,}  loss {record.loss:.4f}  "
-                f"top-1 {100 * record.top1_error:.1f} %  top-5 {100 * record.top5_error:.1f} %  "
-                f"rate {record.lr:g}  {record.images_per_s:,.1f} images/s"
-            )
-
-    return Lines()
 
 
 if __name__ == "__main__":

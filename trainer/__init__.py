@@ -6,9 +6,11 @@ Recipe ─► AlexNet, on one device or as TwoTowers on two ─► train ─► 
 from .chains import Chain, composed, has_kernels, normalise
 from .checkpoint import BadCheckpoint, Checkpoint
 from .evaluate import Evaluation, Tally, evaluate, evaluation_loader, tally
-from .loop import Diverged, Outcome, RanksParted, Reporter, train
+from .feeding import Fed, Feeder
+from .loop import train
 from .machine import Machine, versions
 from .network import AlexNet
+from .outcome import Diverged, Outcome, RanksParted, Reporter
 from .plan import Plan, loading, loading_line, validation_split
 from .precision import cores_have_bf16
 from .ranks import Ranks
@@ -29,6 +31,8 @@ __all__ = [
     "DamagedRun",
     "Diverged",
     "Evaluation",
+    "Fed",
+    "Feeder",
     "Machine",
     "Outcome",
     "Plan",

@@ -17,6 +17,7 @@ from ..pipeline import Loader
 from ..shards import AlexshardError, ShardSet, WrongCall
 from .machine import Machine
 from .metrics import sums
+from .ranks import Ranks
 from .recipe import Recipe
 
 
@@ -170,13 +171,17 @@ def evaluate(
     network: nn.Module,
     loader: Loader,
     *,
+    ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_images: Callable[[int], object] = lambda _: None,
 ) -> Evaluation | None:
-    """The figures over all of `loader`; None if `stop` became true on the way. `on_images` counts along.
+    """The figures over all of `loader`, of several ranks over all their loaders.
+
+    None if `stop` became true on the way, on any rank. `on_images` counts along, on this rank.
 
     Raises:
         AlexshardError: outputs are not finite, which is never counted as an answer.
     """
-    found = tally(network, loader, stop=stop, on_images=on_images)
-    return None if found is None else found.evaluation(str(loader.split))
+    found = (ranks or Ranks()).gathered(tally(network, loader, stop=stop, on_images=on_images))
+    parts = [part for part in found if part is not None]
+    return sum(parts[1:], parts[0]).evaluation(str(loader.split)) if len(parts) == len(found) else None

@@ -17,24 +17,21 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
-import torch.distributed as dist
-
 from ..pipeline import Arrivals, Loader, RemoteShelf, span
-from ..shards import AlexshardError, ShardSet, byte_size
+from ..shards import ShardSet, byte_size
 from .checkpoint import Checkpoint
-from .evaluate import Evaluation, Tally, evaluation_loader, tally
+from .evaluate import Evaluation, evaluate, evaluation_loader
 from .feeding import Fed, Feeder
 from .interrupt import Interrupt, stopping_in_order
 from .machine import Machine
+from .outcome import Diverged, Outcome, Reporter, others_there
 from .plan import Plan, loading_line
 from .plateau import plateau_message
 from .ranks import Agreement
-from .recipe import PRESETS, Recipe
+from .recipe import Recipe
 from .run_folder import Record, RunFolder, TensorBoard
 from .step import Stepper
 from .towers import Crossed, TwoTowers, build_network, crossing_bytes
@@ -42,54 +39,6 @@ from .window import Line, Window
 
 CHECKPOINT_EVERY_S = 300.0  # of a run that is not stopped
 CHECKPOINT_EPOCH_AFTER_S = 60.0  # an epoch that ends sooner after the last one is not worth one
-
-
-class Reporter:
-    """Where a run tells how it goes; this one says its lines on stdout. Override what is of interest."""
-
-    def say(self, line: str) -> None:
-        """A line for a person."""
-        print(line, flush=True)
-
-    def record(self, record: Record, evaluation: Evaluation | None = None) -> None:
-        """Figures as written to metrics.jsonl; with the evaluation they come from, where kind is val."""
-
-    def rate(self, images_per_s: float, waiting: float, images_left: int) -> None:
-        """Measured over the first steps: speed, share of the time spent waiting for batches, what is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run, or this part of it, ended."""
-
-    folder: Path
-    step: int
-    total_steps: int
-    stopped_by: signal.Signals | None
-    evaluation: Evaluation | None  # the last of this part
-
-
-class RanksParted(AlexshardError):
-    """Another rank of the run is gone."""
-
-
-class Diverged(AlexshardError):
-    """Losses or weights are no longer finite numbers; `what` says which, and since which step."""
-
-    def __init__(self, what: str, recipe: Recipe, checkpoint: Path) -> None:
-        preset_rate = PRESETS[recipe.preset]().learning_rate
-        rate = recipe.learning_rate
-        if rate > preset_rate:
-            cause, remedy = f"a rate of {rate:g}, where the preset has {preset_rate:g}", f"--lr {preset_rate:g}"
-        else:
-            cause = f"a rate of {rate:g} is too high for this network and data, or images have wild values"
-            remedy = f"--lr {rate / 2:g}, and alexshard verify --deep on the shard set"
-        super().__init__(
-            what,
-            where=f"{checkpoint} holds the last state written before",
-            why=f"the weights are lost from here on; likely cause: {cause}",
-            remedy=f"a new run, with another --out and {remedy}",
-        )
 
 
 def train(
@@ -123,27 +72,10 @@ def train(
     if machine.ranks.first:
         run_folder.check(resumed=resume is not None)
     machine.prepare(recipe.precision)
-    with stopping_in_order() as interrupt, _others_there(machine), ExitStack() as stack:
+    with stopping_in_order() as interrupt, others_there(machine.ranks), ExitStack() as stack:
         run = _Run(plan, interrupt, reporter, eval_every, log_every, stack)
         run.open(run_folder, resume)
         return run.go()
-
-
-@contextmanager
-def _others_there(machine: Machine) -> Iterator[None]:
-    """Tell in words that another rank ended in the middle of something done together."""
-    try:
-        yield
-    except RuntimeError as error:
-        parted = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
-        if machine.ranks.count == 1 or not parted:
-            raise
-        raise RanksParted(
-            f"rank {machine.ranks.rank} of {machine.ranks.count} lost the others",
-            where=str(error).partition("\n")[0],
-            why="a step is the work of all ranks, and one of them has ended",
-            remedy="what that rank printed says why; alextrain run --resume goes on from the last checkpoint",
-        ) from error
 
 
 class _Run:
@@ -343,11 +275,15 @@ class _Run:
             return
         self._check_weights()
         with self.window.paused():
-            parts = self.ranks.gathered(self._tally(split))
-        tallies = [part for part in parts if part is not None]
-        if len(tallies) < self.ranks.count:
-            return  # a signal came to one of them
-        evaluation = sum(tallies[1:], tallies[0]).evaluation(split)
+            if self._evaluation_loader is None:
+                # Kept: on a card building one takes longer than the evaluation.
+                loader = evaluation_loader(self.recipe, self.plan.shard_set, split, self.machine)
+                self._evaluation_loader = self._stack.enter_context(loader)
+            evaluation = evaluate(
+                self.stepper.module, self._evaluation_loader, ranks=self.ranks, stop=self.interrupt
+            )
+        if evaluation is None:
+            return
         self.evaluation, self.evaluated_step = evaluation, self.step
         record = Record(
             kind="val",
@@ -361,14 +297,6 @@ class _Run:
             wait_s=evaluation.wait_s,
         )
         self._write(record, evaluation)
-
-    def _tally(self, split: str) -> Tally | None:
-        """This rank's part of the split; None where a signal ended it."""
-        if self._evaluation_loader is None:
-            # Kept: on a card building one takes longer than the evaluation.
-            loader = evaluation_loader(self.recipe, self.plan.shard_set, split, self.machine)
-            self._evaluation_loader = self._stack.enter_context(loader)
-        return tally(self.stepper.module, self._evaluation_loader, stop=self.interrupt)
 
     def _write(self, record: Record, evaluation: Evaluation | None = None) -> None:
         if self.board is None:

@@ -100,6 +100,21 @@ def test_a_split_that_does_not_divide_is_evaluated_whole_on_three_ranks(shards, 
     assert (val.top1_error * 40) % 1 == pytest.approx(0, abs=1e-6)  # fortieths: every image counted once
 
 
+def test_eval_on_three_ranks_says_once_what_it_says_alone(runs, shards):
+    # 160 images on 3 ranks: 54, 53, 53.
+    of = [str(word) for word in ("eval", runs[1], "--shards", shards, "--split", "train", "--json")]
+    found = []
+    for words in (command(1), command(3)):
+        words[words.index("run") :] = of
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=ENV)
+        found.append(json.loads(done.stdout))
+
+    alone, spread = found
+    assert spread["samples"] == alone["samples"] == 160
+    assert spread["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert spread["top1_error"] == alone["top1_error"]
+
+
 def test_a_run_of_two_ranks_goes_on_as_one_and_as_four_with_the_same_steps(runs, shards, tmp_path):
     folder, whole = tmp_path / "run", records(runs[1])
     for ranks, steps in ((2, 7), (4, 12), (1, None)):
