@@ -54,7 +54,8 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
         return maps
     with torch.autocast("cpu", enabled=False):
         # The layer's own padding, stride and groups; the bias is added to fp32 sums.
-        return layer._conv_forward(_rounded(x), _rounded(layer.weight), layer.bias).bfloat16()
+        wide: Tensor = layer._conv_forward(_rounded(x), _rounded(layer.weight), layer.bias)
+        return wide.bfloat16()
 
 
 def multiply(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,9 @@ class Stepper:
         self.graphs = graphs and _on_one_card(network) and self.ranks.count == 1
         self._segment: Segment | None = None
         self._module: nn.Module = network  # the network as it is called, in training and in evaluation
-        self._forward = self._module  # the same within what averages gradients over the ranks
+        self._forward: Callable[..., Tensor] = (
+            self._module
+        )  # the same within what averages gradients over the ranks
         self._recording: _Recording | None = None
         self._eager_left = EAGER_STEPS
         # In a tensor where one piece of compiled or recorded work serves every step.
@@ -90,7 +93,8 @@ class Stepper:
             return
         self.sgd.use(segment)
         self._segment, self._recording, self._eager_left = segment, None, EAGER_STEPS
-        self._module = torch.compile(self.network, dynamic=False) if self.compiled else self.network
+        module: Any = torch.compile(self.network, dynamic=False) if self.compiled else self.network
+        self._module = module
         self._forward = self._module
         if self.ranks.count > 1:
             # Anew for every segment: which parameters have gradients is fixed when this is made.

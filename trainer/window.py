@@ -49,13 +49,13 @@ class Line:
         if sums.device.type == "cuda":
             self._sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
             self._sums.copy_(sums, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(sums.device))
 
     @property
     def there(self) -> bool:
         """Whether reading would not wait."""
-        return self._arrived is None or bool(self._arrived.query())
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
 
     def first_bad(self) -> int | None:
         """The place among the steps of the first one whose loss is not finite; waits."""
