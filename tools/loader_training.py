@@ -43,7 +43,9 @@ class Trainer:
     def __init__(self, recipe: Recipe, machine: Machine, *, num_classes: int, side: int) -> None:
         self.machine = machine
         network = build_network(recipe, num_classes, side, machine.devices)
-        self._stepper = Stepper(network, recipe, Schedule.of(recipe, 1))
+        # Else `original` would freeze conv1 after 72 steps, and ask for more from then on.
+        steady = recipe.with_constant_rate()
+        self._stepper = Stepper(network, steady, Schedule.of(steady, 1))
         self._numbers = count()
 
     def step(self, batch: Batch) -> None:
