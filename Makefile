@@ -72,6 +72,11 @@ bench: setup ## where the loader's time goes (on shards/), and packing's where D
 	tools/bench_loader
 	$(if $(DATA),tools/bench_build "$(DATA)")
 
+.PHONY: gpu
+gpu: setup ## everything that is asked of a card, in one table (on DATA's images where it is a folder per class)
+	@mkdir -p build
+	tools/gpu_check $(if $(DATA),--images "$(DATA)") --out build/gpu.md --json build/gpu.json
+
 .PHONY: clean
 clean: ## remove what make made (not shards, runs or data)
 	rm -rf $(VENV) build demo *.egg-info pipeline/*.so tools/packing/*.so trainer/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
