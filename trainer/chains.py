@@ -6,7 +6,7 @@ in, out   x float, (N, C, H, W), best in channels-last memory; y of x's dtype, p
 kept      for the backward pass: x, and one byte per pooled value (where in its window the maximum was)
 source    Krizhevsky et al. 2012 §3.3, §3.4; fidelity.md §0 (order), §2 (formulas, gradient, numerics)
 
-Three ways to the same numbers: loops in C on the cores (_chains.c), Triton on a card (normalise_triton.py), and
+Three ways to the same numbers: loops in C on the cores (_chains.c), Triton on a card (chains_triton.py), and
 `composed`, the parts of lrn.py and torch one after the other: for float64, and where there was no compiler. Sums
 and powers are fp32 whatever is stored.
 """
@@ -52,7 +52,7 @@ class Chain:
 
 def normalise(x: Tensor, chain: Chain) -> Tensor:
     """The chain of x; differentiable once."""
-    if not has_kernels(x):
+    if not has_kernels(x) or (x.is_cuda and not _triton().takes(x.shape[1], chain)):
         return composed(x, chain)
     y: Tensor = _forward(x, *_arguments(chain))[0]
     return y
@@ -82,10 +82,10 @@ def composed(x: Tensor, chain: Chain) -> Tensor:
 def _triton() -> Any:
     """The kernels for cards, where Triton is installed (torch's builds for CUDA bring it)."""
     try:
-        from . import normalise_triton
+        from . import chains_triton
     except ImportError:
         return None
-    return normalise_triton
+    return chains_triton
 
 
 def _arguments(chain: Chain) -> tuple[list[int], list[float]]:
@@ -122,8 +122,8 @@ def _backward(g: Tensor, x: Tensor, where: Tensor, whole: Sequence[int], real: S
     chain = _chain(whole, real)
     g, x = (each.contiguous(memory_format=torch.channels_last) for each in (g, x))
     if x.device.type == "cuda":
-        gradient: Tensor = _triton().backward(g, x, where, chain)
-        return gradient
+        found: Tensor = _triton().backward(g, x, where, chain)
+        return found
     gradient = torch.empty_like(x)
     _on_cores(x, g, gradient, where, chain)
     return gradient

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shards import WrongCall
-from .dropout import Masks
 from .chains import Chain, normalise
+from .dropout import Masks
 from .precision import convolve, in_precision, multiply
 from .recipe import LAYERS, Recipe
 

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import Node
 
 from ..pipeline import span
 from .dropout import Masks
@@ -155,18 +156,18 @@ class TwoTowers(nn.Module):
         From card to card torch copies without holding this thread up, and has either card's stream wait for the
         other's; both need that here anyway. Any copy from or to the CPU is waited for.
         """
-        device, stream = self.devices[to], self._stream(to)
-        if stream is not None and self.devices[0] == self.devices[1]:
+        device, stream, others = self.devices[to], self._stream(to), self._stream(1 - to)
+        if stream is not None and others is not None and stream.device == others.device:
             # One card, no copy: the other stream must have written x, and must not reuse its memory while this
             # one reads. What the caller queued for the card, such as new weights, is waited for with the images.
-            stream.wait_stream(self._stream(1 - to))
+            stream.wait_stream(others)
             if x.device == device:
                 x.record_stream(stream)
         with torch.cuda.stream(stream):
             return x.to(device)
 
     def _stream(self, tower: int) -> torch.cuda.Stream | None:
-        """What the tower's card works off; None on a CPU. It is the caller's, unless both towers are on one card."""
+        """Where the tower's card is given work: the caller's stream, but one card needs two. None on a CPU."""
         device = self.devices[tower]
         if device.type != "cuda":
             return None
@@ -214,7 +215,7 @@ class _Crossing(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         ctx.meter.add(Crossed(backward_bytes=gradient.nbytes))
         return None, gradient
 
@@ -226,9 +227,9 @@ def _run_part(tower: AlexNet, part: str, inputs: Sequence[Tensor], *masks: Masks
     return output
 
 
-# cpu,cpu. Autograd does the CPU's part of a backward pass in the thread that asked for it. So that the two towers' can
-# be done in two threads, what one tower does between crossings is a graph of its own, and two of these are one node of
-# the caller's graph. On a card this would end in a deadlock: autograd's thread of that card would wait for itself.
+# cpu,cpu. Autograd does the CPU's part of a backward pass in the thread that asked for it. So that two threads can
+# do it, what a tower does between two crossings is a graph of its own, and two such graphs are one node of the
+# caller's. On a card this would end in a deadlock: autograd's thread of that card would wait for itself.
 
 
 def _run_at_once(
@@ -259,7 +260,7 @@ class _AtOnce(torch.autograd.Function):
         return tuple(half.output.detach() for half in halves)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.halves:
             raise RuntimeError(
@@ -292,7 +293,7 @@ class _Half:
         return self._parameters
 
     def backward(self, gradient: Tensor) -> list[Tensor | None]:
-        """The gradients of inputs and parameters. (A tensor's hook on a parameter runs here and in the caller's graph.)"""
+        """The gradients of inputs and parameters. Hooks on parameters run here and again in the caller's graph."""
         read = [*self._inputs, *self._parameters]
         wanted = [each for each in read if each.requires_grad]
         if not self.output.requires_grad or not wanted:
@@ -303,11 +304,13 @@ class _Half:
 
 
 def _leaves(output: Tensor) -> list[Tensor]:
-    """Every tensor without history that the graph of `output` leads to, once, in an order that is always the same."""
-    leaves, seen, nodes = [], {None}, [output.grad_fn]
+    """The tensors at which the graph of `output` begins, once each, in an order that is always the same."""
+    leaves: list[Tensor] = []
+    seen: set[Node] = set()
+    nodes = [output.grad_fn]
     while nodes:
         node = nodes.pop()
-        if node in seen or node is None:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if (leaf := getattr(node, "variable", None)) is not None:
@@ -387,7 +390,7 @@ class _Modes:
 
 @cache
 def _second_stream(card: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(card)
+    return torch.cuda.Stream(card)  # type: ignore[no-untyped-call]
 
 
 def _pooled_side(side: int, poolings: int) -> int:
