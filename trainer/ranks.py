@@ -88,8 +88,8 @@ class Ranks:
 class Agreement:
     """Whether any rank wants to stop, known to all ranks at the same step.
 
-    The answer of each step is that of the question before it: it travels while the step is computed, so that nobody
-    waits for it.
+    The answer of each step is that of the question before it: it travels while the step is computed, so that
+    nobody waits for it.
     """
 
     def __init__(self, ranks: Ranks) -> None:
