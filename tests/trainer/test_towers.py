@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from alexshard.pipeline import Trace
-from alexshard.trainer import AlexNet, Recipe, Schedule, Stepper, TwoTowers
+from alexshard.trainer import AlexNet, Crossed, Recipe, Schedule, Stepper, TwoTowers, crossing_bytes
+from alexshard.trainer import towers as towers_module
 from alexshard.trainer.dropout import Masks
-from alexshard.trainer.towers import Crossed, _Crossing, _Threads, crossing_bytes
+from alexshard.trainer.towers import _Crossing, _run_part, _Threads
 
 RECIPES = {
     "original": dataclasses.replace(Recipe.original(), width=0.125),
@@ -71,6 +72,18 @@ class TestSameNetwork:
         torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=0)
         assert all(gradient.abs().max() > 0 for gradient in one.values())
         assert largest_difference(two, one) < 1e-9
+
+    def test_the_one_graph_in_which_cards_run_agrees_too(self, pair, batch, monkeypatch):
+        def one_graph(_threads, both, part, inputs, *masks):
+            return [_run_part(tower, part, own, *masks) for tower, own in zip(both, inputs, strict=True)]
+
+        monkeypatch.setattr(towers_module, "_run_at_once", one_graph)
+        for network in pair:
+            loss_of(network, batch).backward()
+        one, two = (joined_gradients(network) for network in pair)
+
+        assert largest_difference(two, one) < 1e-9
+        assert pair[1]._threads._pools == []
 
     def test_outputs_agree_at_test_time(self, pair, batch):
         with torch.inference_mode():
@@ -144,6 +157,21 @@ class TestSameNetwork:
         assert two == pytest.approx(one, rel=2e-3)
         assert two == pytest.approx(exact, rel=2e-2)
         assert two != pytest.approx(exact, rel=1e-7)
+
+    @pytest.mark.parametrize(
+        ("mode", "grad", "inference"),
+        [(torch.enable_grad, True, False), (torch.no_grad, False, False), (torch.inference_mode, False, True)],
+    )
+    def test_a_callers_modes_hold_in_the_towers_threads(self, towers, batch, mode, grad, inference):
+        seen = []
+        for tower in towers.towers:
+            tower.conv4.register_forward_hook(
+                lambda *_: seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+            )
+        with mode():
+            loss_of(towers, batch)
+
+        assert seen == [(grad, inference)] * 2
 
     def test_a_callers_autocast_holds_in_the_towers_threads(self, towers, batch):
         with torch.autocast("cpu", torch.bfloat16):
@@ -294,15 +322,17 @@ class TestAtOnce:
 
 # Torch with one thread: a forked process hangs in OpenMP where its parent has used several, towers or not.
 FORKED = """
-import dataclasses, os, warnings, torch
+import dataclasses, os, signal, warnings, torch
 from alexshard.trainer import Recipe, TwoTowers
 warnings.simplefilter("ignore")  # newer Pythons warn of every fork beside threads
+signal.alarm(240)
 torch.set_num_threads(1)
 network = TwoTowers(dataclasses.replace(Recipe.original(), width=0.125), 10, 64).eval()
 images = torch.ones(2, 3, 64, 64)
 expected = network(images).sum()
 expected.backward()
 if (child := os.fork()) == 0:
+    signal.alarm(120)  # an alarm is not handed down; without threads of its own it would wait for ever
     again = network(images).sum()
     again.backward()
     print("child", torch.equal(again, expected), flush=True)
