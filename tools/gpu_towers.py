@@ -142,7 +142,7 @@ def _crossed(scene: Scene, *, pair: Pair) -> Iterable[Row]:
         expected = crossing_bytes(recipe, scene.sizes.side, batch_size)
         yield Row.held(
             f"{','.join(map(str, pair))}: bytes that cross in a step of batch {batch_size}, {precision}",
-            f"{counted:,} counted, {expected:,} by fidelity.md §5",
+            f"{counted:,} counted, {expected:,} as the towers of 2012 exchange",
             counted == expected,
             n="1 step",
             counted_bytes=counted,

@@ -139,7 +139,7 @@ def _towers(towers: Mapping[str, Any]) -> str:
     said = (
         f"Crossed between the towers in a step: {towers['forward_bytes']:,} bytes of activations, "
         f"{towers['backward_bytes']:,} of gradients, {towers['crossed_bytes']:,} in all; "
-        f"{towers['expected_bytes']:,} by fidelity.md §5."
+        f"{towers['expected_bytes']:,} as the towers of 2012 exchange."
     )
     if (shares := towers["at_once"]) is None:
         return f"{said} Whether both computed at once is not told by spans on cards: see a trace of the card."

@@ -221,7 +221,7 @@ class _Run:
         self._say(
             f"crossed between the towers in this step: {step.forward_bytes:,} bytes of activations, "
             f"{step.backward_bytes:,} of gradients, {step.forward_bytes + step.backward_bytes:,} counted; "
-            f"{expected:,} by fidelity.md §5. Images, handed to both: {step.image_bytes:,}"
+            f"{expected:,} as the towers of 2012 exchange. Images, handed to both: {step.image_bytes:,}"
         )
 
     def _log_if(self, due: bool) -> None:

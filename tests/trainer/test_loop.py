@@ -253,7 +253,7 @@ def test_two_towers_have_the_losses_of_one_device(whole, small_set, tmp_path):
     each = 4 * 32 * (9 * 32 + 32 + 2 * 256 + 256)
     told_bytes = f"{each:,} bytes of activations, {each:,} of gradients, {2 * each:,} counted"
     assert any(told_bytes in line for line in told.said)
-    assert any(f"; {2 * each:,} by fidelity.md §5" in line for line in told.said)
+    assert any(f"; {2 * each:,} as the towers of 2012 exchange" in line for line in told.said)
     assert "batch 32, the same on both devices; half of it decoded by each" in told.said
     one, two = ([loss for _, _, loss, _ in losses(f)] for f in (folder, tmp_path / "towers"))
     assert two == pytest.approx(one, rel=1e-4)
