@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol
 
 import torch
@@ -19,6 +19,10 @@ from torch import Tensor, nn
 
 Precision = Literal["fp32", "tf32", "bf16"]
 P = ParamSpec("P")
+
+# Looked up once, and here: torch.compile follows a constant, not a cache.
+_HAS = torch.cpu.get_capabilities()
+_CORES_HAVE_BF16 = _HAS.get("architecture") != "x86_64" or bool(_HAS.get("avx512_bf16") or _HAS.get("amx_bf16"))
 
 
 class Precise(Protocol):
@@ -67,11 +71,9 @@ def multiply(layer: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(_rounded(x), _rounded(layer.weight), layer.bias).bfloat16()
 
 
-@cache
 def cores_have_bf16() -> bool:
     """Whether the processor multiplies bf16 numbers in instructions of its own."""
-    has = torch.cpu.get_capabilities()
-    return has.get("architecture") != "x86_64" or bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return _CORES_HAVE_BF16
 
 
 def _context(precision: Precision, x: Tensor) -> AbstractContextManager[Any]:

@@ -66,6 +66,10 @@ class PaperSGD:
     def step(self) -> None:
         """One update by the gradients of the parameters, which are dropped afterwards."""
         self._sgd.step()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Drop what a backward pass left."""
         self._sgd.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:

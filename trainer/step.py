@@ -57,16 +57,15 @@ class Stepper:
         self.compiled = compiled
         self.graphs = graphs and _on_one_card(network) and self.ranks.count == 1
         self._segment: Segment | None = None
-        self._module: nn.Module = network  # the network as it is called, in training and in evaluation
-        self._forward: Callable[..., Tensor] = (
-            self._module
-        )  # the same within what averages gradients over the ranks
+        # The network as it is called, in training and evaluation; and within what averages gradients over ranks.
+        self._module: nn.Module = network
+        self._forward: Callable[..., Tensor] = network
         self._recording: _Recording | None = None
         self._eager_left = EAGER_STEPS
         # In a tensor where one piece of compiled or recorded work serves every step.
-        self._step = (
-            torch.zeros((), dtype=torch.int64, device=device_of(network)) if compiled or self.graphs else None
-        )
+        self._step: Tensor | None = None
+        if compiled or self.graphs:
+            self._step = torch.zeros((), dtype=torch.int64, device=device_of(network))
 
     def step(self, step: int, images: Images, labels: Tensor) -> Tensor:
         """Update number `step` on this rank's slice of a global batch.
@@ -95,7 +94,7 @@ class Stepper:
         self._segment, self._recording, self._eager_left = segment, None, EAGER_STEPS
         module: Any = torch.compile(self.network, dynamic=False) if self.compiled else self.network
         self._module = module
-        self._forward = self._module
+        self._forward = self._module  # what there was before lets go of the parameters now
         if self.ranks.count > 1:
             # Anew for every segment: which parameters have gradients is fixed when this is made.
             self._forward = DistributedDataParallel(self._module, gradient_as_bucket_view=True)
@@ -114,8 +113,7 @@ class Stepper:
                 raise
             warnings.warn(f"torch.compile failed, steps go on without: {_first_line(error)}", stacklevel=2)
             self.compiled, self._segment = False, None
-            for part in (each for parts in self.network.pieces().values() for each in parts):
-                part.grad = None
+            self.sgd.forget_gradients()
             self._take(self.schedule.at(step))
             return self._computed(step, images, labels)
         self.sgd.step()
@@ -131,6 +129,7 @@ class Stepper:
         except Exception as error:  # whatever cannot be recorded can be computed
             warnings.warn(f"no CUDA graph of the step, steps go on without: {_first_line(error)}", stacklevel=2)
             self.graphs = False
+            self.sgd.forget_gradients()
 
 
 class _Recording:
@@ -140,9 +139,13 @@ class _Recording:
         self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(images.device)
-        # Recording runs nothing: weights are what they were.
-        # Other threads, the loader's, may ask the card for memory meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        # Recording runs nothing: weights stay what they are. Other threads, the loader's, may ask the card for
+        # memory meanwhile.
+        with (
+            torch.cuda.device(images.device),
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+        ):
             self._sums = compute(self._images, self._labels)
 
     def fits(self, images: Tensor) -> bool:
