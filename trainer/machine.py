@@ -239,7 +239,7 @@ def _device_of_rank(device: str | None, ranks: Ranks) -> torch.device:
 def _keep_memory() -> None:
     """Have the C library keep what is freed: else every large tensor is fresh pages, zeroed one by one.
 
-    A quarter of a step on two cores (docs/performance.md). Of glibc alone; others have no such switches.
+    A tenth of a step on two cores (docs/performance.md). Of glibc alone; others have no such switches.
     """
     most_maps, trim_beyond = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
