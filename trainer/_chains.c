@@ -18,7 +18,11 @@
 
 /* The same source for several generations of processors; the loader of shared objects picks one. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
+#if __GNUC__ >= 12
 #define VECTORS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define VECTORS
 #endif

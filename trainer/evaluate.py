@@ -19,6 +19,7 @@ from .machine import Machine
 from .metrics import sums
 from .ranks import Ranks
 from .recipe import Recipe
+from .window import Leash
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ def tally(
     samples, unsound = torch.zeros(2, dtype=torch.int64, device=device)
     views, shown, wait_s = 1, 0, 0.0
     started = asked = time.perf_counter()
+    leash = Leash(device)
     with torch.inference_mode():
         for batch in loader:
             wait_s += time.perf_counter() - asked
@@ -159,6 +161,7 @@ def tally(
             unsound = unsound + (~logits.isfinite() & valid.view(-1, *[1] * (logits.dim() - 1))).sum()
             samples = samples + valid.sum()
             views = many[0] if many else 1
+            leash.queued()
             on_images(min(count, loader.num_samples - shown))
             shown = min(shown + count, loader.num_samples)
             asked = time.perf_counter()

@@ -35,7 +35,7 @@ from .recipe import Recipe
 from .run_folder import Record, RunFolder, TensorBoard
 from .step import Stepper
 from .towers import Crossed, TwoTowers, build_network, crossing_bytes
-from .window import Line, Window
+from .window import Leash, Line, Window
 
 CHECKPOINT_EVERY_S = 300.0  # of a run that is not stopped
 CHECKPOINT_EPOCH_AFTER_S = 60.0  # an epoch that ends sooner after the last one is not worth one
@@ -105,7 +105,8 @@ class _Run:
         )
         self.step, self.evaluated_step = 0, -1
         self.evaluation: Evaluation | None = None
-        self.window = Window(self.ranks)
+        self.window = Window(self.ranks, self.machine.device.type)
+        self.leash = Leash(self.machine.device)
         self.lines: deque[tuple[int, float, Line]] = deque()  # step, rate and figures that are on their way
         self.agreement = Agreement(self.ranks)
         self.saved_at = time.perf_counter()
@@ -196,6 +197,7 @@ class _Run:
         before = self._crossed()
         with span("step", images=batch.count):
             self.window.add(self.stepper.step(self.step, batch.images, batch.labels), batch.count)
+            self.leash.queued()
         self.step += 1
         self._log_if(self.step == 1 or self.step % self.log_every == 0)
         self._write_lines(wait=False)
@@ -230,8 +232,12 @@ class _Run:
             self.lines.append((self.step, self.stepper.sgd.rates["weights"], self.window.line()))
 
     def _write_lines(self, *, wait: bool) -> None:
-        """Write the lines that have come over from the device, or all."""
-        while self.lines and (wait or self.lines[0][2].there):
+        """Write the lines that have come over from the device, or all.
+
+        Of several ranks all write after the same step, since all end there if a loss is not finite: a line is
+        written when the next one is taken, and is long here.
+        """
+        while self.lines and (wait or (len(self.lines) > 1 if self.ranks.count > 1 else self.lines[0][2].there)):
             step, rate, line = self.lines.popleft()
             if (bad := line.first_bad()) is not None:
                 step = step - line.steps + bad + 1

@@ -17,7 +17,7 @@ from .. import __version__
 from ..pipeline import default_threads
 from ..shards import WrongCall
 from . import precision
-from .ranks import Ranks
+from .ranks import Ranks, under_torchrun
 
 Parallel = Literal["auto", "single", "towers", "ddp"]
 _TORCHRUN = "torchrun --nproc-per-node N --no-python alextrain run …"
@@ -88,9 +88,9 @@ class Machine:
             )
         if compiled and kind == "towers":
             raise WrongCall(
-                "--compile with two towers",
-                why="the towers take turns with each other's activations, which torch.compile cannot follow",
-                remedy="leave one of them out",
+                f"--compile with the network as two towers on {' and '.join(map(str, chosen))}",
+                why="torch.compile cannot follow what two threads or streams do at once",
+                remedy="--parallel single or --device cuda:0 for one device, or leave --compile out",
             )
         one_card = kind == "single" and chosen[0].type == "cuda"
         if graphs and not one_card:
@@ -183,12 +183,13 @@ def _kind(
             remedy="name two, such as cuda:0,cuda:1 or cpu,cpu; for a single device use --device",
         )
     many = ranks.count > 1
+    spread = many or under_torchrun()
     if parallel == "auto":
-        if many and devices is None:
+        if devices is None and (many or (spread and device in (None, "auto", "cpu", "cuda"))):
             return "ddp"
         nothing_named = device in (None, "auto")
         parallel = "towers" if devices or (nothing_named and torch.cuda.device_count() >= 2) else "single"
-    if parallel == "ddp" and not many and "RANK" not in os.environ:  # torchrun may start a single one
+    if parallel == "ddp" and not spread:
         raise WrongCall(
             "--parallel ddp without torchrun",
             why="each of its ranks is a process, and this one was started alone",

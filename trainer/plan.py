@@ -136,8 +136,8 @@ def _where(machine: Machine) -> str:
         return f"{machine.ranks.count:,} ranks, data-parallel; this one on {devices}"
     if machine.parallel == "towers":
         cards = torch.cuda.device_count()
-        idle = f"; {cards - 2} more GPUs are visible, which torchrun would use" if cards > 2 else ""
-        return f"{devices}, a tower each{idle}"
+        idle = f"; {cards - 2} more GPUs are visible" if cards > 2 else ""
+        return f"{devices}, a tower each, as in 2012 (torchrun trains data-parallel on all){idle}"
     return devices
 
 

@@ -1,7 +1,8 @@
 """In which numbers a network computes: fp32, tf32, or bf16 with fp32 weights, velocity and sums.
 
-bf16 is autocast: convolutions and matrix products take operands rounded to bf16 and add up in fp32; weights,
-gradients of weights, momentum and loss stay fp32 (updates at a rate of 1e-5 vanish in bf16: fidelity.md §8). On
+bf16 is autocast: convolutions and matrix products take operands rounded to bf16 and add up in fp32; a gradient of
+weights is rounded to bf16 once and then kept in fp32, as weights, momentum and loss are (updates at a rate of 1e-5
+vanish in bf16: fidelity.md §8). On
 cores without instructions for bf16 the same products are done on rounded fp32 operands: a fifth of the time that
 emulated instructions take, and nothing is lost, since a product of two bf16 numbers is exact in fp32.
 """
@@ -36,6 +37,8 @@ def use(precision: Precision) -> None:
     """Set this process up: on a card, fp32 is fp32 (cuDNN would take TF32), and tf32 is TF32 everywhere."""
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    # cuBLAS may add up parts of a product in bf16 otherwise.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def in_precision(

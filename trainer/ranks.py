@@ -19,7 +19,7 @@ from ..shards import WrongCall
 
 T = TypeVar("T")
 
-WORDS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts in the environment
+WORDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts in the environment
 LONGEST = timedelta(minutes=60)  # that one rank waits for the others: the first one may be evaluating or saving
 
 
@@ -48,7 +48,7 @@ class Ranks:
             )
         # Without a name: gloo for tensors on the cores, and NCCL for those on cards where torch has it.
         dist.init_process_group(timeout=LONGEST)
-        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
 
     @property
     def here_too(self) -> int:
@@ -83,6 +83,11 @@ class Ranks:
         """Part from the other ranks."""
         if self.count > 1:
             dist.destroy_process_group()
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, be it as the only one."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class Agreement:

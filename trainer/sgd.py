@@ -88,6 +88,9 @@ class PaperSGD:
         for name, whole in state["momentum"].items():
             parts = self._pieces[name]
             for part, buffer in zip(parts, whole.chunk(len(parts)), strict=True):
+                if (own := self._buffer(part)) is not None:
+                    own.copy_(buffer)  # in place: a recorded step goes on with this memory
+                    continue
                 # A copy: a piece of the loaded tensor would keep all of it in memory, and share it.
                 self._sgd.state[part]["momentum_buffer"] = buffer.to(part.device, copy=True)
 

@@ -10,8 +10,10 @@ one thing a step (at batch 128 a step is of the order of what its hundred launch
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,9 +94,14 @@ class Stepper:
             return
         self.sgd.use(segment)
         self._segment, self._recording, self._eager_left = segment, None, EAGER_STEPS
-        module: Any = torch.compile(self.network, dynamic=False) if self.compiled else self.network
-        self._module = module
-        self._forward = self._module  # what there was before lets go of the parameters now
+        self._module = self._forward = self.network  # what there was before lets go of the parameters now
+        if self.compiled:
+            try:
+                compiled: Any = torch.compile(self.network, dynamic=False)
+            except RuntimeError as error:  # for this Python, say, there is no compiler
+                self._compile_no_more(_first_line(error))
+            else:
+                self._module = self._forward = compiled
         if self.ranks.count > 1:
             # Anew for every segment: which parameters have gradients is fixed when this is made.
             self._forward = DistributedDataParallel(self._module, gradient_as_bucket_view=True)
@@ -105,20 +112,27 @@ class Stepper:
         if self.recipe.dropout:
             number = step if self._step is None else self._step
             masks = Masks(self.recipe.seed, number, first=self.ranks.rank * len(labels))
+        failed = None
         try:
             logits = self._forward(images, masks)
             F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         except Exception as error:
-            if not self.compiled or not _of_the_compiler(error):
+            # With ranks the others are in the middle of their step: no way back to where all would begin again.
+            if not self.compiled or not _of_the_compiler(error) or self.ranks.count > 1:
                 raise
-            warnings.warn(f"torch.compile failed, steps go on without: {_first_line(error)}", stacklevel=2)
-            self.compiled, self._segment = False, None
-            self.sgd.forget_gradients()
-            self._take(self.schedule.at(step))
+            failed = _first_line(error)
+        if failed is not None:  # here the error and the frames that it holds are gone
+            self._compile_no_more(failed)
             return self._computed(step, images, labels)
         self.sgd.step()
         with torch.no_grad():
             return sums(logits, labels)
+
+    def _compile_no_more(self, reason: str) -> None:
+        warnings.warn(f"torch.compile failed, steps go on without: {reason}", stacklevel=2)
+        self.compiled = False
+        self._module = self._forward = self.network
+        self.sgd.forget_gradients()
 
     def _record_if_ready(self, images: Tensor, labels: Tensor) -> None:
         if self._eager_left > 0:
@@ -139,14 +153,21 @@ class _Recording:
         self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(images.device)
-        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        # Recording runs nothing: weights stay what they are. Other threads, the loader's, may ask the card for
-        # memory meanwhile.
-        with (
-            torch.cuda.device(images.device),
-            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
-        ):
-            self._sums = compute(self._images, self._labels)
+        before = torch.cuda.current_stream(images.device)
+        gc.disable()  # a batch that is collected meanwhile would record events of its own
+        try:
+            # Recording runs nothing: weights stay what they are. Other threads, the loader's, may ask the card for
+            # memory meanwhile.
+            with (
+                torch.cuda.device(images.device),
+                torch.cuda.graph(
+                    self._graph, stream=_recording_stream(images.device), capture_error_mode="thread_local"
+                ),
+            ):
+                self._sums = compute(self._images, self._labels)
+        finally:
+            gc.enable()
+            torch.cuda.set_stream(before)  # torch does not, where a recording fails at its end
 
     def fits(self, images: Tensor) -> bool:
         """Whether the batch has the recorded shape, type and layout."""
@@ -159,6 +180,12 @@ class _Recording:
         self._labels.copy_(labels)
         self._graph.replay()
         return self._sums.clone()
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One a card: each stream has workspaces of its own."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def device_of(network: Network) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from .ranks import Ranks
 
-RATE_STEPS = 10  # after the very first, which pays for warming up; then a run's length can be told
+WARM_STEPS = {"cpu": 1, "cuda": 8}  # that pay for warming up: on a card, for choosing kernels and recording
+RATE_STEPS = {"cpu": 10, "cuda": 100}  # after these; then a run's length can be told
+STEPS_AHEAD = 4  # that the host may be ahead of a card
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,28 @@ class Watch:
     def seconds(self) -> float:
         """Without the pauses."""
         return time.perf_counter() - self.started
+
+
+class Leash:
+    """Holds the host to a few steps ahead of its card.
+
+    Else nothing would until CUDA's own queue is full, some eighty batches later: batches in flight are memory, and
+    the time that the host waits would say nothing of the card. The card itself never waits for this.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def queued(self) -> None:
+        """Called when a step was given to the device."""
+        if self._device.type != "cuda":
+            return
+        end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        end.record(torch.cuda.current_stream(self._device))
+        self._ends.append(end)
+        if len(self._ends) > STEPS_AHEAD:
+            self._ends.popleft().synchronize()
 
 
 class Line:
@@ -76,8 +101,9 @@ class Line:
 class Window:
     """The steps since the last line of figures, and the speed of the run's first steps."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, kind: str = "cpu") -> None:
+        self._ranks, self._warm = ranks, WARM_STEPS[kind]
+        self._rated = self._warm + RATE_STEPS[kind]
         self.early, self.taken = Watch(), 0
         self.restart()
 
@@ -118,12 +144,12 @@ class Window:
         return line
 
     def speed(self, synchronize: Callable[[], None]) -> Watch | None:
-        """Called after each step: once, the watch of the first `RATE_STEPS` after the very first."""
+        """Called after each step: once, the watch of the first `RATE_STEPS` after those that warm up."""
         self.taken += 1
-        if self.taken not in (1, 1 + RATE_STEPS):
+        if self.taken not in (self._warm, self._rated):
             return None
         synchronize()
-        if self.taken > 1:
+        if self.taken == self._rated:
             return self.early
         self.early = Watch()
         return None

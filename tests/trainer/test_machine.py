@@ -99,16 +99,25 @@ def test_of_several_cards_two_are_the_towers_and_torchrun_gives_each_rank_its_ow
         ({"devices": ["cpu", "cpu"], "ranks": Ranks(0, 2)}, "--devices under torchrun"),
         ({"parallel": "single", "devices": ["cpu", "cpu"]}, "--parallel single with --devices"),
         ({"device": "cuda:1", "ranks": Ranks(0, 2)}, "--device cuda:1 for 2 ranks"),
-        ({"parallel": "towers", "compiled": True}, "--compile with two towers"),
+        ({"parallel": "towers", "compiled": True}, "--compile with the network as two towers"),
         ({"device": "cpu", "graphs": True}, "--graphs without a single card"),
     ],
 )
 def test_wishes_that_contradict_each_other_are_a_wrong_call_with_a_remedy(wrong, message, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with pytest.raises(WrongCall, match=message) as refused:
         Machine.choose(**wrong)
 
     assert refused.value.remedy
+
+
+def test_a_single_rank_of_torchrun_is_a_rank_and_no_towers(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    assert Machine.choose().parallel == "ddp"
+    assert [str(device) for device in Machine.choose().devices] == ["cuda:0"]
 
 
 def test_towers_on_the_only_card_must_be_asked_for_by_name(monkeypatch):

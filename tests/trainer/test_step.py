@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from alexshard.trainer import AlexNet, Ranks, Recipe, Schedule, Stepper
+from alexshard.trainer import AlexNet, Ranks, Recipe, Schedule, Stepper, step
 from alexshard.trainer.window import Line, Watch, Window
 
 RECIPE = dataclasses.replace(Recipe.original(), width=0.125)
@@ -59,9 +59,72 @@ def test_where_compiling_fails_a_warning_says_so_and_the_steps_go_on(monkeypatch
 
 
 def test_an_error_that_is_not_the_compilers_is_not_swallowed(monkeypatch):
-    wrong = stepper()
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        wrong.step(0, torch.zeros(2, 3, 96, 96), torch.tensor([0, 1]))
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # compiles, and then the labels are wrong
+    wrong = stepper(compiled=True)
+    with pytest.raises(IndexError, match="out of bounds"):
+        wrong.step(0, batch()[0][:2], torch.tensor([0, 10]))
+
+    assert wrong.compiled
+
+
+class Replaying:
+    """In a CUDA graph's place: the same static memory, computed anew at each replay. Of CUDA it shows nothing."""
+
+    made = 0
+
+    def __init__(self, compute, images, labels):
+        Replaying.made += 1
+        self.compute, self.images, self.labels = compute, torch.empty_like(images), torch.empty_like(labels)
+
+    def fits(self, images):
+        return images.shape == self.images.shape
+
+    def replay(self, images, labels):
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        return self.compute(self.images, self.labels)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    monkeypatch.setattr(step, "_Recording", Replaying)
+    monkeypatch.setattr(step, "_on_one_card", lambda _: True)
+    monkeypatch.setattr(Replaying, "made", 0)
+
+
+def test_recorded_steps_draw_their_own_masks_and_are_recorded_anew_where_rates_change(recording):
+    # Steps 66..79 of 93: rates change at 68, 72 (a freeze) and 78; three steps after each are not recorded.
+    eager, recorded = stepper(), stepper(graphs=True)
+    expected, found = losses(eager, range(66, 80)), losses(recorded, range(66, 80))
+
+    assert found == expected
+    assert Replaying.made == 2  # at 71 and 75; the others end before
+    assert all(
+        torch.equal(a, b) for a, b in zip(recorded.network.parameters(), eager.network.parameters(), strict=True)
+    )
+
+
+def test_a_batch_of_another_shape_is_computed_and_not_replayed(recording):
+    stepped = stepper(graphs=True)
+    losses(stepped, range(5))
+
+    assert Replaying.made == 1
+    assert stepped.step(5, *batch(5, count=4)).isfinite().all()
+
+
+def test_where_recording_fails_a_warning_says_so_and_the_steps_go_on(recording, monkeypatch):
+    def refused(self, compute, images, labels):
+        compute(images, labels)  # as far as gradients, whatever is done then
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    expected, tried = losses(stepper(), range(3)), stepper(graphs=True)
+    assert losses(tried, range(3)) == expected
+    monkeypatch.setattr(Replaying, "__init__", refused)
+
+    with pytest.warns(UserWarning, match="no CUDA graph of the step, steps go on without"):
+        tried.step(3, *batch(3))
+
+    assert not tried.graphs
 
 
 def test_without_a_card_there_is_no_graph():
