@@ -217,6 +217,9 @@ def run(
         flags = [name for name, given in (("--compile", compiled), ("--no-graphs", graphs is False)) if given]
         again = " ".join([_words({"--resume": folder, **spread, **made, **stored, **told}), *flags])
         start = f"torchrun --nproc-per-node {ranks.here_too} --no-python " if ranks.count > 1 else ""
+        nodes = -(-ranks.count // ranks.here_too)
+        if nodes > 1:  # which cannot be told from here
+            start = start.replace("torchrun", f"torchrun --nnodes {nodes} --rdzv-endpoint HOST:PORT")
         click.echo(
             f"stopped by {outcome.stopped_by.name} after step {outcome.step:,} of {outcome.total_steps:,}; "
             f"everything is in {shown}. To go on:\n  {start}alextrain run {again}",

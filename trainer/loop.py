@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..pipeline import Arrivals, Loader, RemoteShelf, span
-from ..shards import ShardSet, byte_size
+from ..shards import ShardSet, WrongCall, byte_size
 from .checkpoint import Checkpoint
 from .evaluate import Evaluation, evaluate, evaluation_loader
 from .feeding import Fed, Feeder
@@ -69,13 +69,25 @@ def train(
     if resume is not None:
         plan.check_continues(resume)
     run_folder = RunFolder(folder)
-    if machine.ranks.first:
-        run_folder.check(resumed=resume is not None)
+    _check_folder(run_folder, machine, resumed=resume is not None)
     machine.prepare(recipe.precision)
     with stopping_in_order() as interrupt, others_there(machine.ranks), ExitStack() as stack:
         run = _Run(plan, interrupt, reporter, eval_every, log_every, stack)
         run.open(run_folder, resume)
         return run.go()
+
+
+def _check_folder(folder: RunFolder, machine: Machine, *, resumed: bool) -> None:
+    """The first rank looks, since it makes the folder; what it finds is refused on all."""
+    refusal: WrongCall | None = None
+    if machine.ranks.first:
+        try:
+            folder.check(resumed=resumed)
+        except WrongCall as error:
+            refusal = error
+    for each in machine.ranks.gathered(refusal):
+        if each is not None:
+            raise each
 
 
 class _Run:

@@ -117,6 +117,8 @@ class Plan:
             + (f"rates change at steps {changes}" if changes else "one rate throughout"),
         ]
         lines.append(_share(self.machine, batch))
+        if recipe.precision == "tf32" and self.machine.device.type == "cpu":
+            lines.append("tf32 is of cards: on the cores it is fp32")
         if self.last_step < total:
             lines.append(f"ends after step {self.last_step:,}, as asked; the schedule stays that of all epochs")
         if self.val_split is None:

@@ -101,6 +101,7 @@ def test_a_split_that_does_not_divide_is_evaluated_whole_on_three_ranks(shards, 
     assert (val.top1_error * 40) % 1 == pytest.approx(0, abs=1e-6)  # fortieths: every image counted once
 
 
+@pytest.mark.slow
 def test_eval_on_three_ranks_says_once_what_it_says_alone(runs, shards):
     # 160 images on 3 ranks: 54, 53, 53.
     of = [str(word) for word in ("eval", runs[1], "--shards", shards, "--split", "train", "--json")]
@@ -116,6 +117,15 @@ def test_eval_on_three_ranks_says_once_what_it_says_alone(runs, shards):
     assert spread["top1_error"] == alone["top1_error"]
 
 
+def test_a_folder_that_is_taken_is_refused_on_all_ranks(runs, shards):
+    done = alextrain(2, "--shards", shards, "--out", runs[1], *SMALL)
+
+    assert done.returncode != 0
+    assert "error: " in done.stderr
+    assert done.stderr.count("holds a run already") == 2
+
+
+@pytest.mark.slow
 def test_a_run_of_two_ranks_goes_on_as_one_and_as_four_with_the_same_steps(runs, shards, tmp_path):
     folder, whole = tmp_path / "run", records(runs[1])
     for ranks, steps in ((2, 7), (4, 12), (1, None)):
