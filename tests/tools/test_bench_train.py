@@ -237,7 +237,7 @@ def test_runs_are_as_long_as_seconds_ask_for_and_of_one_step_at_least():
         (("--devices", "cpu"), "--devices names 1 devices"),
         (("--device", "tpu"), "no device"),
         (("--graphs", "--device", "cpu"), "--graphs without a single card"),
-        (("--compile", "--devices", "cpu,cpu"), "--compile with two towers"),
+        (("--compile", "--devices", "cpu,cpu"), "--compile with the network as two towers"),
         (("--shards", "nowhere"), "is no shard set"),
         (("--shards", "nowhere", "--side", "64"), "--side 64 with --shards"),
         (("--profile", "nowhere/t.json"), "there is no folder nowhere"),
