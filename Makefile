@@ -30,7 +30,7 @@ $(READY): pyproject.toml setup.cfg constraints.txt $(C_SOURCES)
 	@rm -f $(VENV)/ready-*; $(BIN)/pip uninstall --quiet --yes $(OTHER_DALI) 2> /dev/null || true
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,dev]'
 	@ls tools/packing/_square.*.so pipeline/_kernels.*.so trainer/_chains.*.so > /dev/null 2>&1 \
-	|| echo "no C compiler was found; packing takes half as long again, and on the CPU DALI finishes the batches and torch normalises: slower"
+	|| echo "not all loops in C were built (is there a C compiler?): packing may take half as long again, and on the CPU DALI finishes the batches and torch normalises: slower"
 	@echo "compiling $(PILLOW_SIMD)"
 	@flags=$$(grep -qsw avx2 /proc/cpuinfo && echo ' -mavx2'); \
 	CC="cc$$flags" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \

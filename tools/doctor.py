@@ -222,7 +222,7 @@ def _training() -> Finding:
         found = "no Triton: normalisers on a card take a pass of memory for each of their steps"
         return Finding("training", NOTE, found, "pip install triton")
     if not trainer.has_kernels(torch.empty(1)):
-        found = f"its loops in C were not compiled: normalisers take six times as long on the cores; {bf16}"
+        found = f"its loops in C were not compiled: normalisers take several times as long on the cores; {bf16}"
         return Finding("training", NOTE, found, _COMPILE)
     return Finding("training", OK, f"normalisers in C; {bf16}")
 

@@ -61,10 +61,12 @@ def test_bf16_is_rounded_once_on_the_way_out(chain):
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     x, chain = values((5, 16, 13, 13)), CHAINS["layer 2, original"]
     threads, found = torch.get_num_threads(), []
-    for count in (1, 2, 7):
-        torch.set_num_threads(count)
-        found.append(with_gradient(normalise, x, chain))
-    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 7):
+            torch.set_num_threads(count)
+            found.append(with_gradient(normalise, x, chain))
+    finally:
+        torch.set_num_threads(threads)
 
     assert all(torch.equal(a, b) for one in found[1:] for a, b in zip(one, found[0], strict=True))
 
