@@ -28,7 +28,7 @@ $(READY): pyproject.toml setup.cfg constraints.txt $(C_SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	@# DALI's two builds hold the same files: the other one goes, with its mark, before this one comes.
 	@rm -f $(VENV)/ready-*; $(BIN)/pip uninstall --quiet --yes $(OTHER_DALI) 2> /dev/null || true
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(CUDA),tensorboard,export,dev]'
 	@ls tools/packing/_square.*.so pipeline/_kernels.*.so trainer/_chains.*.so > /dev/null 2>&1 \
 	|| echo "not all loops in C were built (is there a C compiler?): packing may take half as long again, and on the CPU DALI finishes the batches and torch normalises: slower"
 	@echo "compiling $(PILLOW_SIMD)"

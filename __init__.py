@@ -6,4 +6,4 @@
 turns batches into a trained network, `alexshard.tools` holds packing and the commands `alexshard` and `alextrain`.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

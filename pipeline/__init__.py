@@ -5,7 +5,7 @@ imports torch, not DALI; a `Loader` whose backend is "dali" imports that.
 """
 
 from .arrivals import Arrivals
-from .augment import AUGMENTATIONS, ORIGINAL, PAPER, Augmentation, crop_side, ten_views
+from .augment import AUGMENTATIONS, ORIGINAL, PAPER, Augmentation, centre, crop_side, ten_views
 from .batch import Batch
 from .draws import Draws, draw
 from .errors import GraphFailed, NoDali, OtherState, StaleIteration, UndecodableSample
@@ -47,6 +47,7 @@ __all__ = [
     "UndecodableSample",
     "WholeEpochs",
     "Window",
+    "centre",
     "crop_side",
     "default_threads",
     "default_window",

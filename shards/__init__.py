@@ -9,6 +9,7 @@ from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, No
 from .files import OpenShard, ShardFiles
 from .index import ImageIndex, IndexEntry, index_text, read_index
 from .interop import braces
+from .lock import LOCK_NAME, Holder, holder_of, is_another_running, locked
 from .manifest import (
     CLASSES_NAME,
     INFO_NAME,
@@ -56,6 +57,7 @@ __all__ = [
     "JPEG_EXTENSION",
     "KEY_LENGTH",
     "LABEL_EXTENSION",
+    "LOCK_NAME",
     "MANIFEST_NAME",
     "MEAN_IMAGE_NAME",
     "NO_LABEL",
@@ -70,6 +72,7 @@ __all__ = [
     "BadManifest",
     "ClassEntry",
     "CorruptShardSet",
+    "Holder",
     "ImageFormat",
     "ImageIndex",
     "IndexEntry",
@@ -101,12 +104,15 @@ __all__ = [
     "find_shard_set",
     "finish_shard_set",
     "folder_at",
+    "holder_of",
     "holds_credentials",
     "index_text",
     "is_address",
+    "is_another_running",
     "is_key",
     "load_mended",
     "local_name",
+    "locked",
     "masked",
     "mean_image_file",
     "mending",

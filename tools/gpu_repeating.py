@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..trainer import Checkpoint, RunFolder, Schedule, Stepper, build_network
+from ..trainer import RunFolder, Schedule, Stepper, build_network
 from .gpu_processes import alextrain, figures
 from .gpu_report import Row, number
 from .gpu_scene import Part, Scene
@@ -91,7 +91,7 @@ def _killed(scene: Scene) -> Iterable[Row]:
         return bool(steps) and steps[-1] > before
 
     alextrain(scene, *go_on, stop=beyond)
-    kept = Checkpoint.load(RunFolder(killed).checkpoint).step
+    kept = RunFolder(killed).load().step
     alextrain(scene, *go_on)
     found, expected = (_weights(runs[name]) for name in ("killed", "whole"))
     row = _same(
@@ -117,7 +117,7 @@ def _killed(scene: Scene) -> Iterable[Row]:
 
 
 def _weights(run: Path) -> Weights:
-    checkpoint: Any = Checkpoint.load(RunFolder(run).checkpoint)
+    checkpoint: Any = RunFolder(run).load()
     return dict(checkpoint.network)
 
 

@@ -1,4 +1,8 @@
-"""A request to stop that is answered between two steps."""
+"""A request to stop that is answered between two steps.
+
+SIGINT is Ctrl-C, SIGTERM what clusters and `kill` send, SIGUSR1 Slurm's warning before its time is over
+(sbatch --signal=B:USR1@120), SIGHUP that the terminal has gone.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +23,34 @@ class Interrupt:
         return self.signal is not None
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
 @contextmanager
 def stopping_in_order() -> Iterator[Interrupt]:
-    """Within the block SIGINT and SIGTERM are noted; a second one acts at once, as it would outside."""
+    """Within the block these signals are noted; a second Ctrl-C, or the same again, acts at once, as outside.
+
+    Another one than the first is not heeded: a cluster warns by one signal and stops by another, while the state
+    is being written.
+    """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt  # Python lets only the main thread handle signals
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]  # nohup
 
     def note(number: int, _frame: FrameType | None) -> None:
-        interrupt.signal = signal.Signals(number)
-        restore()
+        if interrupt.signal is None:
+            interrupt.signal = signal.Signals(number)
+            for again in {number, signal.SIGINT}:
+                signal.signal(again, before[signal.Signals(again)])
 
     for number in before:
         signal.signal(number, note)
     try:
         yield interrupt
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

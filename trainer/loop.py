@@ -1,12 +1,12 @@
 """A run from its first step to its last, through stops and resumptions.
 
     shard set ─► Feeder ─► Stepper (network, masks, momentum) ─► figures, every few steps ─► metrics.jsonl
-                              └─► checkpoint.pt, at the start, every few minutes with a line of figures, at the
-                                  end; evaluation after every epoch
+                              └─► a checkpoint at the start, every few minutes or steps, after the best evaluation
+                                  so far, and at the end; evaluation after every epoch
 
 What a step needs is a function of its number (schedule, masks, order, augmentation), so a checkpoint is the
 network, its momentum, the number, and the loader's position. No step waits for a figure: sums stay on the device,
-and a line of them is written when it has come over by itself.
+and a line of them is written when it has come over by itself. No step waits for a disk either (keeper.py).
 
 Under torchrun every rank runs this, with its slice of each batch and of the evaluated split; the first one writes
 and speaks. What they do together they do after the same steps: sums of figures, the end of an evaluation, a stop.
@@ -14,31 +14,38 @@ and speaks. What they do together they do after the same steps: sums of figures,
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ..pipeline import Arrivals, Loader, RemoteShelf, span
 from ..shards import ShardSet, WrongCall, byte_size
+from .beginning import begin_with
 from .checkpoint import Checkpoint
 from .evaluate import Evaluation, evaluate, evaluation_loader
 from .feeding import Fed, Feeder
+from .filters import filters_picture
 from .interrupt import Interrupt, stopping_in_order
 from .machine import Machine
-from .outcome import Diverged, Outcome, Reporter, others_there
+from .outcome import Diverged, Outcome, OutOfMemory, Reporter, others_there
 from .plan import Plan, loading_line
 from .plateau import plateau_message
 from .ranks import Agreement
 from .recipe import Recipe
-from .run_folder import Record, RunFolder, TensorBoard
-from .step import Stepper
+from .records import Figures, Record, TensorBoard
+from .run_folder import RunFolder
+from .saving import Progress, SaveEvery, Saver
+from .schedule import Schedule
+from .step import Stepper, out_of_memory
 from .towers import Crossed, TwoTowers, build_network, crossing_bytes
 from .window import Leash, Line, Window
-
-CHECKPOINT_EVERY_S = 300.0  # of a run that is not stopped
-CHECKPOINT_EPOCH_AFTER_S = 60.0  # an epoch that ends sooner after the last one is not worth one
 
 
 def train(
@@ -47,60 +54,85 @@ def train(
     folder: Path,
     machine: Machine,
     *,
-    resume: Checkpoint | None = None,
     eval_every: int = 1,
     log_every: int | None = None,
+    save_every: SaveEvery | None = None,
+    keep: int = 2,
+    init_from: Checkpoint | None = None,
     reporter: Reporter | None = None,
 ) -> Outcome:
-    """Train by `recipe` into `folder`, or go on there from `resume`, until done or until SIGINT or SIGTERM.
+    """Train by `recipe` into `folder`, from where a run stands there, until done or until a signal asks to stop.
 
-    `eval_every` counts epochs, 0 evaluates at the end alone; `log_every` counts steps, None gives at least twenty
-    lines an epoch where it has so many steps. On a signal the step is finished and a checkpoint written;
-    `Outcome.stopped_by` says so.
+    Args:
+        eval_every: epochs; 0 evaluates at the end alone.
+        log_every: steps; None gives at least twenty lines an epoch where it has so many steps.
+        save_every: when checkpoints are written; None: every five minutes, with a line of figures.
+        keep: how many of the newest are kept, besides the best.
+        init_from: whose weights the run begins with, where `recipe.init_from` is its digest; of no matter to a run
+            that has begun.
+
+    On SIGINT, SIGTERM, SIGUSR1 or SIGHUP the step is finished and a checkpoint written; `Outcome.stopped_by` says
+    so.
 
     Raises:
-        WrongCall: recipe, shard set, machine and folder do not go together; nothing has been written then.
-        BadCheckpoint: the checkpoint to resume from is damaged or of another shard set.
+        WrongCall: recipe, shard set, machine and folder do not go together, another process trains there, or the
+            run there has another recipe; nothing has been written then.
+        BadCheckpoint: no checkpoint of the run there can be read, or it is of another shard set.
         Diverged: a loss or a weight is not finite.
-        DamagedRun: metrics.jsonl of the run to resume cannot be read.
+        OutOfMemory: a step does not fit; says which batch does.
+        NotSaved: the last state could not be written.
+        DamagedRun: metrics.jsonl of the run cannot be read.
     """
     reporter = reporter or Reporter()
-    plan = Plan.of(recipe, shard_set, machine)
-    if resume is not None:
-        plan.check_continues(resume)
+    plan = Plan.of(recipe, shard_set, machine, eval_every=eval_every)
     run_folder = RunFolder(folder)
-    _check_folder(run_folder, machine, resumed=resume is not None)
-    machine.prepare(recipe.precision)
-    with stopping_in_order() as interrupt, others_there(machine.ranks), ExitStack() as stack:
-        run = _Run(plan, interrupt, reporter, eval_every, log_every, stack)
-        run.open(run_folder, resume)
+    with ExitStack() as stack:
+        remark = _alone(run_folder, machine, stack)
+        resume = run_folder.load(say=_first(machine, reporter.warn)) if run_folder.holds_run else None
+        if resume is not None:
+            plan.check_continues(resume)
+        machine.ranks.wait()  # else one might look for what another sets aside
+        if remark is not None:
+            reporter.warn(remark)
+        machine.prepare(recipe.precision)
+        interrupt = stack.enter_context(stopping_in_order())
+        stack.enter_context(others_there(machine.ranks))
+        run = _Run(plan, run_folder, interrupt, reporter, eval_every, log_every, stack)
+        run.open(resume, init_from, Saver(plan, run_folder, save_every or SaveEvery(), keep, reporter))
         return run.go()
 
 
-def _check_folder(folder: RunFolder, machine: Machine, *, resumed: bool) -> None:
-    """The first rank looks, since it makes the folder; what it finds is refused on all."""
-    refusal: WrongCall | None = None
+def _alone(folder: RunFolder, machine: Machine, stack: ExitStack) -> str | None:
+    """The first rank looks at the folder and locks it; what it finds is refused on all."""
+    refusal, remark = None, None
     if machine.ranks.first:
         try:
-            folder.check(resumed=resumed)
+            folder.check()
+            remark = stack.enter_context(folder.lock())
         except WrongCall as error:
             refusal = error
     for each in machine.ranks.gathered(refusal):
         if each is not None:
             raise each
+    return remark
+
+
+def _first(machine: Machine, say: Callable[[str], object]) -> Callable[[str], object]:
+    return say if machine.ranks.first else lambda _: None
 
 
 class _Run:
     def __init__(
         self,
         plan: Plan,
+        folder: RunFolder,
         interrupt: Interrupt,
         reporter: Reporter,
         eval_every: int,
         log_every: int | None,
         stack: ExitStack,
     ) -> None:
-        self.interrupt, self.reporter, self.eval_every = interrupt, reporter, eval_every
+        self.folder, self.interrupt, self.reporter, self.eval_every = folder, interrupt, reporter, eval_every
         self.recipe, self.plan, self.machine, self.ranks = plan.recipe, plan, plan.machine, plan.machine.ranks
         self.log_every = log_every or max(1, min(100, plan.steps_per_epoch // 20))
         self.feeder = stack.enter_context(
@@ -115,37 +147,56 @@ class _Run:
             compiled=self.machine.compiled,
             graphs=self.machine.graphs,
         )
-        self.step, self.evaluated_step = 0, -1
+        self.progress = Progress(0)
         self.evaluation: Evaluation | None = None
         self.window = Window(self.ranks, self.machine.device.type)
         self.leash = Leash(self.machine.device)
-        self.lines: deque[tuple[int, float, Line]] = deque()  # step, rate and figures that are on their way
+        self.lines: deque[tuple[int, dict[str, float | None], Line]] = deque()  # on their way
         self.agreement = Agreement(self.ranks)
-        self.saved_at = time.perf_counter()
         self.next_plateau = 0
         self.arrived = Arrivals()
+        self.figures = Figures(folder.metrics)
         self._stack = stack
         self._evaluation_loader: Loader | None = None
 
-    def open(self, folder: RunFolder, resume: Checkpoint | None) -> None:
+    @property
+    def step(self) -> int:
+        """How many are done."""
+        return self.progress.step
+
+    def open(self, resume: Checkpoint | None, init_from: Checkpoint | None, saver: Saver) -> None:
         """Begin in a new folder, or take up the state of an old one."""
-        self.folder = folder
+        self.saver = saver
+        lines = []
         if resume is not None:
             resume.put_into(self.stepper.network)
             self.stepper.sgd.load_state_dict(resume.optimiser)
             self.feeder.load_state_dict(resume.loader)
-            self.step, self.evaluated_step = resume.step, resume.evaluated_step
-        self.saved = self.step, self.evaluated_step
+            self.progress = Progress(resume.step, resume.evaluated_step, resume.evaluation, resume.plateau)
+            self._follow_plateau()
+        elif self.recipe.init_from is not None:
+            lines = begin_with(self.stepper.network, self.plan, init_from)
+        config = self.plan.config(self.feeder.loader)
         if self.ranks.first:
-            folder.open(step=self.step, evaluated_step=self.evaluated_step)
-            folder.write_config(self.plan.config(self.feeder.loader))
-        self._save_if(resume is None)  # however early the run ends, there is something to resume
-        self.board = TensorBoard(folder.path, from_step=self.step + 1) if self.ranks.first else None
-        self._say(f"run {folder.path}" if resume is None else f"{folder.path} goes on after step {self.step:,}")
-        for line in (*self.plan.lines(eval_every=self.eval_every), loading_line(self.feeder.loader)):
+            self.folder.open(step=self.step, evaluated_step=self.progress.evaluated_step)
+            self.folder.write_config(config)
+        if resume is not None:
+            self.saver.begin(self.progress)
+        self._save()
+        self.saver.finish()  # however early the run ends, there is something to resume
+        self.board = TensorBoard(self.folder.path, from_step=self.step + 1) if self.ranks.first else None
+        if self.ranks.first:
+            self.reporter.begin(self.folder.path, config, self.step)
+        path = self.folder.path
+        self._say(f"run {path}" if resume is None else f"{path} goes on after step {self.step:,}")
+        for line in (*self.plan.lines(eval_every=self.eval_every), loading_line(self.feeder.loader), *lines):
             self._say(line)
         if self.step >= self.plan.last_step:
-            self._say("all its steps are done; a larger --max-steps may go further, up to all epochs")
+            self._say(
+                "validation stopped improving: the run is over"
+                if self.progress.plateau.stopped
+                else "all its steps are done; a larger --max-steps may go further, up to all epochs"
+            )
         if self.board is not None and not self.board.installed:
             self._say("TensorBoard is not installed (extra: tensorboard): figures in metrics.jsonl alone")
 
@@ -157,10 +208,14 @@ class _Run:
             while self.step < self.plan.last_step and not self.agreement.answer:
                 self._epoch()
                 self._evaluate_if_due()
-            self._save_if((self.step, self.evaluated_step) != self.saved)
+            self._save()
         finally:
             if self.board is not None:
                 self.board.close()
+            self.saver.tell()
+        self.saver.finish()
+        if self.figures.flush() is not None:
+            self.reporter.warn(f"{self.figures.held:,} lines of {self.folder.metrics} could not be written")
         stop = self._stop_asked() or self.agreement.settle()
         stopped_by = signal.Signals(stop) if stop else None
         return Outcome(self.folder.path, self.step, self.plan.last_step, stopped_by, self.evaluation)
@@ -174,7 +229,7 @@ class _Run:
         batches = iter(self.feeder)
         while self.step < self.plan.last_step and not self._stop_asked():
             asked = time.perf_counter()
-            batch = next(batches, None)
+            batch = self._next(batches)
             if batch is None:
                 break
             self.window.waited(time.perf_counter() - asked)
@@ -183,10 +238,8 @@ class _Run:
         self._log_if(True)
         self._write_lines(wait=True)
         self._say_arrivals()
-        now = time.perf_counter()
-        self._save_if(
-            self.step % self.plan.steps_per_epoch == 0 and now - self.saved_at > CHECKPOINT_EPOCH_AFTER_S
-        )
+        if self.step % self.plan.steps_per_epoch == 0 and self.saver.due_by_time(epoch_ends=True):
+            self._save()
 
     def _say(self, line: str) -> None:
         if self.ranks.first:
@@ -208,18 +261,50 @@ class _Run:
     def _one(self, batch: Fed) -> None:
         before = self._crossed()
         with span("step", images=batch.count):
-            self.window.add(self.stepper.step(self.step, batch.images, batch.labels), batch.count)
+            self.window.add(self._stepped(batch), batch.count)
             self.leash.queued()
-        self.step += 1
-        self._log_if(self.step == 1 or self.step % self.log_every == 0)
+        self.progress = dataclasses.replace(self.progress, step=self.step + 1)
+        save = self.saver.due_by_steps(self.step)
+        # A line with each: without, figures of a run that goes on from there would lack the steps before.
+        self._log_if(save or self.step == 1 or self.step % self.log_every == 0)
         self._write_lines(wait=False)
         if early := self.window.speed(self.machine.synchronize):
             images_left = (self.plan.last_step - self.step) * self.recipe.batch_size
             if self.ranks.first:
                 self.reporter.rate(early.images / early.seconds, early.wait_s / early.seconds, images_left)
             self._say_crossed(before)
-        # With a line alone: a checkpoint in the middle of a window would make figures depend on the clock.
-        self._save_if(not self.window.steps and time.perf_counter() - self.saved_at > CHECKPOINT_EVERY_S)
+        # By the clock too with a line alone: a line more would make figures depend on the clock.
+        if save or (not self.window.steps and self.saver.due_by_time(epoch_ends=False)):
+            self._save()
+
+    def _next(self, batches: Iterator[Fed]) -> Fed | None:
+        try:
+            return next(batches, None)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        raise self._out_of_memory()
+
+    def _stepped(self, batch: Fed) -> Tensor:
+        try:
+            return self.stepper.step(self.step, batch.images, batch.labels)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        del batch  # here the error and what it held are gone
+        raise self._out_of_memory()
+
+    def _out_of_memory(self) -> OutOfMemory:
+        """What to say of it: the largest batch, of a few, that fits. The network is not used again."""
+        share, fits = self.recipe.batch_size // self.ranks.count, None
+        count = share // 2
+        while count and fits is None:
+            fits = count if self.stepper.fits(count, self.plan.side) else None
+            count //= 2
+        if fits is not None and self.stepper.fits(more := fits + fits // 2, self.plan.side):
+            fits = more
+        device = " and ".join(map(str, self.machine.devices))
+        return OutOfMemory(self.recipe.batch_size, self.ranks.count, fits, device, self.folder.newest)
 
     def _crossed(self) -> Crossed | None:
         network = self.stepper.network
@@ -241,7 +326,8 @@ class _Run:
     def _log_if(self, due: bool) -> None:
         """Take the figures of the steps since the last line; they are written when they are here."""
         if due and self.window.steps:
-            self.lines.append((self.step, self.stepper.sgd.rates["weights"], self.window.line()))
+            line = self.window.line(self.stepper.update_ratios())
+            self.lines.append((self.step, self.stepper.rates, line))
 
     def _write_lines(self, *, wait: bool) -> None:
         """Write the lines that have come over from the device, or all.
@@ -250,10 +336,10 @@ class _Run:
         written when the next one is taken, and is long here.
         """
         while self.lines and (wait or (len(self.lines) > 1 if self.ranks.count > 1 else self.lines[0][2].there)):
-            step, rate, line = self.lines.popleft()
+            step, rates, line = self.lines.popleft()
             if (bad := line.first_bad()) is not None:
                 step = step - line.steps + bad + 1
-                raise Diverged(f"the loss of step {step:,} is not finite", self.recipe, self.folder.checkpoint)
+                raise self._diverged(f"the loss of step {step:,} is not finite")
             figures = line.figures()
             self._write(
                 Record(
@@ -263,14 +349,19 @@ class _Run:
                     loss=figures.loss,
                     top1_error=figures.top1_error,
                     top5_error=figures.top5_error,
-                    lr=rate,
+                    lr=rates["weights"] or 0.0,
                     images_per_s=figures.images_per_s,
                     wait_s=figures.wait_s,
+                    seconds=figures.seconds,
+                    rates=rates,
+                    memory_bytes=self.machine.memory_bytes(),
+                    updates=dict(zip(self.stepper.sgd.layers, figures.updates, strict=True)),
                 )
             )
-            self._watch_plateau(step, figures.loss)
+            self._watch_loss(step, figures.loss)
+            self.saver.tell()
 
-    def _watch_plateau(self, step: int, loss: float) -> None:
+    def _watch_loss(self, step: int, loss: float) -> None:
         if step < self.next_plateau:
             return
         message = plateau_message(
@@ -286,7 +377,7 @@ class _Run:
 
     def _evaluate_if_due(self) -> None:
         """After an epoch and at the end; also first thing, where a run was stopped before it could."""
-        split, done = self.plan.val_split, self.evaluated_step == self.step
+        split, done = self.plan.val_split, self.progress.evaluated_step == self.step
         if split is None or done or not self.plan.evaluates_at(self.step, self.eval_every):
             return
         if self._stop_asked():
@@ -297,12 +388,14 @@ class _Run:
                 # Kept: on a card building one takes longer than the evaluation.
                 loader = evaluation_loader(self.recipe, self.plan.shard_set, split, self.machine)
                 self._evaluation_loader = self._stack.enter_context(loader)
+            began = time.perf_counter()
             evaluation = evaluate(
                 self.stepper.module, self._evaluation_loader, ranks=self.ranks, stop=self.interrupt
             )
+            seconds = time.perf_counter() - began
         if evaluation is None:
             return
-        self.evaluation, self.evaluated_step = evaluation, self.step
+        self._note(evaluation)
         record = Record(
             kind="val",
             epoch=self.step / self.plan.steps_per_epoch,
@@ -313,39 +406,71 @@ class _Run:
             lr=self.stepper.sgd.rates["weights"],
             images_per_s=evaluation.images_per_s,
             wait_s=evaluation.wait_s,
+            seconds=seconds,
+            rates=self.stepper.rates,
+            memory_bytes=self.machine.memory_bytes(),
         )
         self._write(record, evaluation)
+        if self.board is not None:
+            pieces = self.stepper.network.pieces()["conv1.weight"]
+            filters = torch.cat([piece.detach().cpu() for piece in pieces])
+            self.board.picture("conv1/filters", filters_picture(filters), self.step)
+        if self.progress.is_best:
+            self._save()
+
+    def _note(self, evaluation: Evaluation) -> None:
+        """Take an evaluation into what is known of the run; it may drop the rates, or end it."""
+        self.evaluation = evaluation
+        seen = {name: getattr(evaluation, name) for name in ("split", "views", "samples", "loss")}
+        seen |= {"top1_error": evaluation.top1_error, "top5_error": evaluation.top5_error, "step": self.step}
+        plateau, error = self.progress.plateau, evaluation.top1_error
+        if self.recipe.drop_on == "epochs":
+            after = plateau.seen(self.step, error)
+        elif self.step % self.plan.steps_per_epoch == 0:
+            after = plateau.after(self.step, error, recipe=self.recipe, steps_per_epoch=self.plan.steps_per_epoch)
+        else:
+            after = plateau  # the end that --max-steps set; a run that goes on would not have looked here
+        self.progress = Progress(self.step, self.step, seen, after)
+        if after.drops != plateau.drops or after.stopped:
+            self._follow_plateau()
+            what = "the run ends" if after.stopped else "rates drop"
+            best = f"{100 * (after.best_error or 0):.2f} %"
+            self._say(
+                f"{what} after step {self.step:,}: the best validation error, {best}, is that of step "
+                f"{after.best_step:,}"
+            )
+
+    def _follow_plateau(self) -> None:
+        plateau = self.progress.plateau
+        if plateau.drops:
+            self.stepper.schedule = Schedule.of(self.recipe, self.plan.steps_per_epoch, plateau.drops)
+        if plateau.stopped:
+            self.plan = dataclasses.replace(self.plan, last_step=self.step)
 
     def _write(self, record: Record, evaluation: Evaluation | None = None) -> None:
         if self.board is None:
             return
-        self.folder.append(record)
+        was_held = self.figures.held
+        if (error := self.figures.add(record)) is not None and not was_held:
+            self.reporter.warn(
+                f"figures could not be written to {self.folder.metrics}: {error.strerror}. Training goes on; they "
+                "are held back until there is room"
+            )
         self.board.add(record)
         self.reporter.record(record, evaluation)
 
-    def _save_if(self, due: bool) -> None:
-        """Write the state; only where all figures are written."""
-        if not due:
-            return
+    def _save(self) -> None:
+        """Write the state, which all figures before it are written for."""
         self._write_lines(wait=True)
         self._check_weights()
-        if self.ranks.first:
-            with self.window.paused():
-                Checkpoint(
-                    recipe=self.recipe,
-                    num_classes=self.plan.num_classes,
-                    side=self.plan.side,
-                    shard_set=self.plan.shard_set.digest,
-                    step=self.step,
-                    evaluated_step=self.evaluated_step,
-                    loader=self.feeder.state_dict(),
-                    network=self.stepper.network.state_dict(),
-                    optimiser=self.stepper.sgd.state_dict(),
-                ).save(self.folder.checkpoint)
-        self.saved, self.saved_at = (self.step, self.evaluated_step), time.perf_counter()
+        with self.window.paused():
+            self.saver.save(self.progress, self.stepper, self.feeder.state_dict)
 
     def _check_weights(self) -> None:
         """Losses are those of the network before its update, so the weights are looked at themselves."""
         if not all(part.isfinite().all() for parts in self.stepper.network.pieces().values() for part in parts):
-            what = f"the weights after step {self.step:,} are not finite"
-            raise Diverged(what, self.recipe, self.folder.checkpoint)
+            raise self._diverged(f"the weights after step {self.step:,} are not finite")
+
+    def _diverged(self, what: str) -> Diverged:
+        self.saver.wait()
+        return Diverged(what, self.recipe, self.folder.newest)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,6 +37,7 @@ class Machine:
     ranks: Ranks = field(default_factory=Ranks)
     compiled: bool = False  # the network, by torch.compile
     graphs: bool = True  # the step as a CUDA graph, where it is on one card
+    deterministic: bool = False  # the same bits every time, where torch can
     threads: int | None = None
     prefetch: int | None = None
     backend: str | None = None
@@ -50,6 +53,7 @@ class Machine:
         ranks: Ranks | None = None,
         compiled: bool = False,
         graphs: bool | None = None,
+        deterministic: bool = False,
         threads: int | None = None,
         prefetch: int | None = None,
         backend: str | None = None,
@@ -65,6 +69,8 @@ class Machine:
             ranks: those of torchrun, joined by whoever calls.
             compiled: by torch.compile; not for towers.
             graphs: record steps as CUDA graphs; None: on a single card.
+            deterministic: have torch choose ways that give the same bits every time, with a warning where it has
+                none, and decode on the cores unless `decoder` names the card. On the cores that is always so.
 
         The rest is what `Loader` describes under these names.
 
@@ -92,6 +98,14 @@ class Machine:
                 why="torch.compile cannot follow what two threads or streams do at once",
                 remedy="--parallel single or --device cuda:0 for one device, or leave --compile out",
             )
+        if deterministic and chosen[0].type == "cuda":
+            if decoder == "split":
+                raise WrongCall(
+                    "--deterministic with --decoder split",
+                    why="which images the card decodes is measured, and it rounds otherwise than the cores",
+                    remedy="--decoder cores or card",
+                )
+            decoder = decoder or "cores"
         one_card = kind == "single" and chosen[0].type == "cuda"
         if graphs and not one_card:
             raise WrongCall(
@@ -105,6 +119,7 @@ class Machine:
             ranks,
             compiled,
             one_card if graphs is None else graphs,
+            deterministic,
             threads,
             prefetch,
             backend,
@@ -129,15 +144,21 @@ class Machine:
 
     def prepare(self, numbers: precision.Precision = "fp32") -> None:
         """Set this process up: threads, memory, and what is fp32 on a card."""
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         elif self.parallel == "ddp":
             torch.set_num_threads(default_threads())  # torchrun leaves each rank one, whatever there is
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-            torch.backends.cudnn.benchmark = True  # shapes stay, so the fastest ways are looked for once
+            # Shapes stay, so the fastest ways are looked for once; which are, differs from time to time.
+            torch.backends.cudnn.benchmark = not self.deterministic
         else:
             _keep_memory()
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+        # Else torch writes to all memory that it takes, in case that somebody reads it before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         precision.use(numbers)
 
     def synchronize(self) -> None:
@@ -145,6 +166,13 @@ class Machine:
         for device in self.devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
+
+    def memory_bytes(self) -> int:
+        """The most that was in use so far: of the fullest card, or of this process on the cores."""
+        cards = [device for device in self.devices if device.type == "cuda"]
+        if cards:
+            return max(torch.cuda.max_memory_allocated(device) for device in cards)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def describe(self) -> dict[str, Any]:
         """What a reader of a figure wants to know."""
@@ -157,6 +185,7 @@ class Machine:
             "threads": self.threads or torch.get_num_threads(),
             "compiled": self.compiled,
             "graphs": self.graphs,
+            "deterministic": self.deterministic,
             "system": f"{platform.system()} {platform.machine()}",
         }
 
@@ -247,6 +276,15 @@ def _keep_memory() -> None:
     if mallopt is not None and platform.libc_ver()[0] == "glibc":
         mallopt(most_maps, 0)
         mallopt(trim_beyond, 2**31 - 1)
+
+
+def give_memory_back() -> None:
+    """Have what is free, of this process and of its cards, be free for whoever asks next."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _device(name: str) -> torch.device:

@@ -1,16 +1,18 @@
-"""AlexNet: five convolutional and three fully connected layers in two towers, as one module.
+"""AlexNet: five or six convolutional and three fully connected layers in two towers, as one module.
 
 in    images   float32, (N, 3, S, S), RGB, 0..255 with the mean subtracted; S = 224 in 2012
 out   logits   float32, (N, classes), whatever the precision in between (precision.py)
 
 The towers are the two halves of the maps. Layers that see their own tower only (conv2, conv4, conv5) are grouped
-convolutions; conv3 and the fc layers see both. An `AlexNet` holds both towers, or one of them (`tower=0 | 1`),
-with the same parameter names and that tower's rows of every parameter; fc8 belongs to tower 0.
+convolutions; conv3, conv6 and the fc layers see both. An `AlexNet` holds both towers, or one of them
+(`tower=0 | 1`), with the same parameter names and that tower's rows of every parameter; fc8 belongs to tower 0.
 
     S = 224, both towers:   3×224² → 96×55² → 96×27² → 256×27² → 256×13² → 384×13² → 384×13² → 256×13² → 256×6²
                             = 9216 → 4096 → 4096 → 1000, 60,965,224 parameters
+    with conv6              256×6² → 256×6² between pool5 and fc6, 61,555,304 parameters
 
-Source: Krizhevsky, Sutskever, Hinton 2012 and the released 145-2010 configuration; fidelity.md §0–§2.
+Source: Krizhevsky, Sutskever, Hinton 2012 and the released 145-2010 configuration; fidelity.md §0–§2. conv6 is the
+sixth convolutional layer of the nets that began on all of ImageNet, 1 CNN* of Table 2; fidelity.md §7.3.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ class AlexNet(nn.Module):
             self.conv3 = nn.Conv2d(2 * c2, held * c3, 3, padding=1)
             self.conv4 = nn.Conv2d(held * c3, held * c4, 3, padding=1, groups=held)
             self.conv5 = nn.Conv2d(held * c4, held * c5, 3, padding=1, groups=held)
+            if recipe.conv6:
+                self.conv6 = nn.Conv2d(2 * c5, held * c5, 3, padding=1)
             self.fc6 = nn.Linear(2 * c5 * self.pool5_side**2, held * hidden)
             self.fc7 = nn.Linear(2 * hidden, held * hidden)
             if tower != 1:
@@ -75,10 +79,12 @@ class AlexNet(nn.Module):
     def forward(self, images: Tensor, masks: Masks | None = None) -> Tensor:
         """Logits, (N, classes); dropout by `masks` in training, outputs halved (`masks` None) at test."""
         maps = self.layers_3_to_5(self.layers_1_to_2(images))
+        if self.recipe.conv6:
+            maps = self.layer_conv6(maps)
         hidden = self.layer_7(self.layer_6(maps, masks), masks)
         return self.layer_8(hidden)
 
-    # The five parts between which the towers exchange what they have (fidelity.md §5).
+    # The five parts, six with conv6, between which the towers exchange what they have (fidelity.md §5).
 
     @in_precision
     def layers_1_to_2(self, images: Tensor) -> Tensor:
@@ -94,10 +100,15 @@ class AlexNet(nn.Module):
 
     @in_precision
     def layers_3_to_5(self, both: Tensor) -> Tensor:
-        """Both towers' maps to the own towers' maps below fc6: (N, 256, 6, 6) for both towers."""
+        """Both towers' maps to the own towers' maps below fc6, or conv6: (N, 256, 6, 6) for both towers."""
         x = F.relu_(convolve(self.conv3, both))
         x = F.relu_(convolve(self.conv4, x))
         return normalise(convolve(self.conv5, x), self.chains[2])
+
+    @in_precision
+    def layer_conv6(self, both: Tensor) -> Tensor:
+        """Both towers' maps to as many and as large of the own towers below fc6; where the recipe has conv6."""
+        return F.relu_(convolve(self.conv6, both))
 
     @in_precision
     def layer_6(self, both: Tensor, masks: Masks | None) -> Tensor:
@@ -137,13 +148,16 @@ class AlexNet(nn.Module):
         """Normal weights and constant biases by layer; a tower takes its rows of the whole layer's draw.
 
         torch's CPU generator is told apart by 32 bits. Adding a number of the layer to the seed modulo 2³² gives
-        every layer another draw, and every seed other draws of each layer.
+        every layer another draw, and every seed other draws of each layer. conv6 has the last number: with it and
+        without, all other layers begin alike.
         """
-        for number, name in enumerate(LAYERS):
+        stds = (*self.recipe.init_std, self.recipe.conv6_std)
+        biases = (*self.recipe.init_bias, self.recipe.conv6_bias)
+        for number, name in enumerate((*LAYERS, "conv6")):
             if not hasattr(self, name):
                 continue
             layer = getattr(self, name)
-            std = self.recipe.init_std[number]
+            std = stds[number]
             if self.recipe.init_fan_in:
                 std *= math.sqrt(_full_fan_in(number) / layer.weight[0].numel())
             parts = 1 if self.tower is None or name == "fc8" else 2
@@ -151,12 +165,20 @@ class AlexNet(nn.Module):
             generator = torch.Generator().manual_seed((self.recipe.seed + number * _LAYER_STRIDE) % 2**32)
             weight.normal_(0, std, generator=generator)
             layer.weight.copy_(weight.chunk(parts)[(self.tower or 0) if parts == 2 else 0])
-            layer.bias.fill_(self.recipe.init_bias[number])
+            layer.bias.fill_(biases[number])
 
 
 def scaled_width(count: int, width: float) -> int:
     """`count` times `width`, to the nearest multiple of 8, ties up, at least 8 (fidelity.md §1.3)."""
     return max(8, math.floor(count * width / 8 + 0.5) * 8)
+
+
+def pooled_side(side: int, poolings: int) -> int:
+    """The side of the maps behind so many poolings for images of `side` pixels (§1.3)."""
+    maps = math.ceil((side - 11) / 4) + 1
+    for _ in range(poolings):
+        maps = math.ceil((maps - 3) / 2) + 1
+    return maps
 
 
 def pool5_side(side: int) -> int:
@@ -165,9 +187,7 @@ def pool5_side(side: int) -> int:
     Raises:
         SideTooSmall: nothing is left.
     """
-    maps = math.ceil((side - 11) / 4) + 1
-    for _ in range(3):
-        maps = math.ceil((maps - 3) / 2) + 1
+    maps = pooled_side(side, 3)
     if maps < 1:
         raise SideTooSmall(side)
     return maps
@@ -186,5 +206,5 @@ def _chains(recipe: Recipe, towers: int) -> tuple[Chain, Chain, Chain]:
 
 
 def _full_fan_in(number: int) -> int:
-    """Inputs of one unit of the layer at width 1 and side 224."""
-    return (3 * 121, 48 * 25, 256 * 9, 192 * 9, 192 * 9, 9216, 4096, 4096)[number]
+    """Inputs of one unit of the layer at width 1 and side 224; conv6 has the last number."""
+    return (3 * 121, 48 * 25, 256 * 9, 192 * 9, 192 * 9, 9216, 4096, 4096, 256 * 9)[number]

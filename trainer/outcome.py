@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -14,7 +16,7 @@ from ..shards import AlexshardError
 from .evaluate import Evaluation
 from .ranks import Ranks
 from .recipe import PRESETS, Recipe
-from .run_folder import Record
+from .records import Record
 
 
 class Reporter:
@@ -23,6 +25,16 @@ class Reporter:
     def say(self, line: str) -> None:
         """A line for a person."""
         print(line, flush=True)
+
+    def warn(self, line: str) -> None:
+        """What a person should know of, though the run goes on; this one says it on stderr."""
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    def begin(self, folder: Path, config: dict[str, Any], step: int) -> None:
+        """Once, before the first step: the run's folder, what its config.json holds, the steps done before."""
+
+    def saved(self, step: int) -> None:
+        """The state after `step` updates is on the disk."""
 
     def record(self, record: Record, evaluation: Evaluation | None = None) -> None:
         """Figures as written to metrics.jsonl; with the evaluation they come from, where kind is val."""
@@ -42,6 +54,39 @@ class Outcome:
     evaluation: Evaluation | None  # the last of this part
 
 
+class NotSaved(AlexshardError):
+    """The state in which a run ended could not be written."""
+
+    def __init__(self, step: int, error: OSError, folder: Path, newest: Path) -> None:
+        super().__init__(
+            f"the state after step {step:,} could not be written: {error.strerror or error}",
+            where=f"the last one on the disk is {newest}",
+            why="the run goes on from there, and takes the steps since then again",
+            remedy=f"make room there, then alextrain run --resume {folder}",
+        )
+
+
+class OutOfMemory(AlexshardError):
+    """A batch needs more memory than there is."""
+
+    def __init__(self, batch: int, ranks: int, fits: int | None, device: str, newest: Path) -> None:
+        what = f"out of memory on {device} with a batch of {batch:,}"
+        if fits is None:
+            remedy = "a smaller --width or another device: not even one image fits"
+        else:
+            each = f" ({fits:,} on each rank)" if ranks > 1 else ""
+            remedy = (
+                f"-b {fits * ranks}{each} fits, as was tried just now; a batch decides the result, so with "
+                f"another --out. The same batch may fit with --precision bf16, on two devices or on more ranks"
+            )
+        super().__init__(
+            what,
+            where=f"the last good checkpoint is {newest}",
+            why="no step can be taken",
+            remedy=remedy,
+        )
+
+
 class RanksParted(AlexshardError):
     """Another rank of the run is gone."""
 
@@ -59,7 +104,7 @@ class Diverged(AlexshardError):
             remedy = f"--lr {rate / 2:g}, and alexshard verify --deep on the shard set"
         super().__init__(
             what,
-            where=f"{checkpoint} holds the last state written before",
+            where=f"the last good checkpoint is {checkpoint}",
             why=f"the weights are lost from here on; likely cause: {cause}",
             remedy=f"a new run, with another --out and {remedy}",
         )

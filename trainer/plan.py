@@ -32,11 +32,12 @@ class Plan:
     val_split: str | None
 
     @classmethod
-    def of(cls, recipe: Recipe, shard_set: ShardSet, machine: Machine) -> Plan:
-        """Check that the three go together.
+    def of(cls, recipe: Recipe, shard_set: ShardSet, machine: Machine, *, eval_every: int = 1) -> Plan:
+        """Check that they go together.
 
         Raises:
-            WrongCall: no labelled training split, or one smaller than a batch, or of images that are too small.
+            WrongCall: no labelled training split, or one smaller than a batch, or of images that are too small;
+                rates that follow an evaluation which is not made.
         """
         ranks = machine.ranks.count
         if recipe.batch_size % ranks:
@@ -49,8 +50,16 @@ class Plan:
         schedule = Schedule.of(recipe, epoch)
         side = crop_side(shard_set.manifest.image.side)
         pool5_side(side)
+        val_split = validation_split(shard_set)
+        if recipe.drop_on == "plateau" and (val_split is None or eval_every != 1):
+            raise WrongCall(
+                "rates that drop when validation stops improving (drop_on plateau)",
+                where="no labelled val or test split" if val_split is None else f"--eval-every {eval_every}",
+                why="the rule looks at the validation error after every epoch",
+                remedy="--eval-every 1 on a set with val, or a schedule by epochs, such as --schedule paper",
+            )
         last = min(schedule.total_steps, recipe.max_steps or schedule.total_steps)
-        return cls(recipe, shard_set, machine, epoch, schedule, last, side, validation_split(shard_set))
+        return cls(recipe, shard_set, machine, epoch, schedule, last, side, val_split)
 
     @property
     def num_classes(self) -> int:
@@ -75,10 +84,10 @@ class Plan:
         same_end = dataclasses.replace(checkpoint.recipe, max_steps=self.recipe.max_steps)
         if changed := differences(same_end, self.recipe):
             raise WrongCall(
-                "the run to resume has another recipe",
+                "the run to go on with has another recipe",
                 where="; ".join(changed),
                 why="a run is continued by the rules it began with",
-                remedy="leave these options out, or start a new run with --out",
+                remedy="give these options as it began, or start a new run with another --out",
             )
 
     def evaluates_at(self, step: int, every: int) -> bool:
@@ -93,9 +102,14 @@ class Plan:
             "recipe": self.recipe.to_json(),
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.schedule.total_steps,
+            "last_step": self.last_step,
             "schedule_steps": list(self.schedule.starts),
             "side": self.side,
-            "shard_set": {"path": found_again(self.shard_set), "digest": self.shard_set.digest},
+            "shard_set": {
+                "path": found_again(self.shard_set),
+                "name": self.shard_set.name,
+                "digest": self.shard_set.digest,
+            },
             "classes": [{"synset": e.synset, "words": e.words} for e in self.shard_set.manifest.classes],
             "machine": self.machine.describe(),
             "loader": loading(loader),
@@ -114,7 +128,7 @@ class Plan:
             f"classes, crops of {self.side}×{self.side}",
             f"{recipe.epochs:,} epochs of {self.steps_per_epoch:,} steps of {batch:,}: {total:,} steps, "
             f"{total * batch:,} images; "
-            + (f"rates change at steps {changes}" if changes else "one rate throughout"),
+            + (f"rates change at steps {changes}" if changes else self._rates_in_words()),
         ]
         lines.append(_share(self.machine, batch))
         if recipe.precision == "tf32" and self.machine.device.type == "cpu":
@@ -129,6 +143,13 @@ class Plan:
                 f"evaluated on {self.val_split}, {splits[Split(self.val_split)].samples:,} images, {every}"
             )
         return lines
+
+    def _rates_in_words(self) -> str:
+        recipe = self.recipe
+        if recipe.drop_on == "epochs":
+            return "one rate throughout"
+        drops = len(recipe.schedule) - 1
+        return f"rates drop {drops} times, when the best validation error is over {recipe.patience} epochs old"
 
 
 def _where(machine: Machine) -> str:

@@ -1,50 +1,39 @@
-"""A run's folder: what it was asked, what it measured, what it needs to go on.
+"""A run's folder: what it was asked, what it measured, what it needs to go on. It is all that the run needs.
 
 config.json      the recipe resolved, schedule in steps, shard set, classes, machine, loader, versions
-metrics.jsonl    one object a line: kind train | val, epoch, step, loss, top1_error, top5_error, lr, images_per_s,
-                 wait_s
-checkpoint.pt    the newest state (checkpoint.py)
-tensorboard/     the figures of metrics.jsonl, where TensorBoard is installed
+metrics.jsonl    one `Record` a line
+checkpoints/     step-000000120.pt: the newest few states (checkpoint.py); best.pt: that with the best validation
+tensorboard/     the figures of metrics.jsonl and more, where TensorBoard is installed
+lock             held by the process that trains
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..shards import PART_SUFFIX, AlexshardError, WrongCall, appearing_whole
+from ..shards import (
+    LOCK_NAME,
+    PART_SUFFIX,
+    Holder,
+    WrongCall,
+    appearing_whole,
+    holder_of,
+    locked,
+    sync_folder,
+)
+from .checkpoint import BadCheckpoint, Checkpoint
+from .recipe import Recipe
+from .records import DamagedRun, Record, read_records
 
-_FIGURES = ("train", "val")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One line of metrics.jsonl. Train figures: means since the line before, of each batch before its update."""
-
-    kind: str  # train | val
-    epoch: float  # completed epochs
-    step: int  # completed steps
-    loss: float
-    top1_error: float
-    top5_error: float
-    lr: float  # of the weights of all layers but conv1
-    images_per_s: float
-    wait_s: float  # spent waiting for batches
-
-
-class DamagedRun(AlexshardError):
-    """A file of a run's folder is not what a run writes."""
-
-    def __init__(self, path: Path, line: int, error: Exception, remedy: str) -> None:
-        super().__init__(
-            f"{path.name} of the run cannot be read: {error}",
-            where=f"{path}, line {line}",
-            why="nothing is known of a run from a file that is not as it was written",
-            remedy=remedy,
-        )
+CHECKPOINTS = "checkpoints"
+BEST = "best.pt"
+DAMAGED = ".damaged"
 
 
 class RunFolder:
@@ -52,11 +41,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def checkpoint(self) -> Path:
-        """The newest state."""
-        return self.path / "checkpoint.pt"
 
     @property
     def metrics(self) -> Path:
@@ -68,26 +52,95 @@ class RunFolder:
         """What the run was asked."""
         return self.path / "config.json"
 
-    def check(self, *, resumed: bool) -> None:
-        """See that a new run finds a free place, before anything is spent on it.
+    @property
+    def best(self) -> Path:
+        """The state whose validation error is the best so far."""
+        return self.path / CHECKPOINTS / BEST
 
-        A folder that a run left before its first checkpoint is free.
+    def checkpoint_of(self, step: int) -> Path:
+        """The state after `step` updates."""
+        return self.path / CHECKPOINTS / f"step-{step:09d}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """The states that are kept by their age, newest first."""
+        return sorted((self.path / CHECKPOINTS).glob("step-*.pt"), reverse=True)
+
+    @property
+    def newest(self) -> Path:
+        """The newest state; of a run without one, where its first would be."""
+        return next(iter(self.checkpoints()), self.checkpoint_of(0))
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether there is a state to go on from."""
+        return bool(self.checkpoints()) or self.best.is_file()
+
+    def load(self, *, best: bool = False, say: Callable[[str], object] = lambda _: None) -> Checkpoint:
+        """The newest state that can be read, or the best.
+
+        `say` is told which ones are damaged and passed over.
 
         Raises:
-            WrongCall: something is there already, or (resumed) nothing is.
+            WrongCall: there is none.
+            BadCheckpoint: none can be read; the message is about the newest.
         """
-        if resumed and not self.path.is_dir():
-            raise WrongCall(f"no run {self.path}", remedy="alextrain run --resume RUN names a run's folder")
-        if resumed or not self.path.exists():
-            return
-        if self.checkpoint.exists():
-            raise WrongCall(
-                f"{self.path} holds a run already",
-                why="a second run would mix its figures with those of the first, or overwrite its network",
-                remedy=f"alextrain run --resume {self.path} to go on with it, or another --out",
+        if best:
+            return Checkpoint.load(self.best)
+        damaged: list[BadCheckpoint] = []
+        for path in [path for path in (*self.checkpoints(), self.best) if path.is_file()] or [self.newest]:
+            try:
+                checkpoint = Checkpoint.load(path)
+            except BadCheckpoint as error:
+                damaged.append(error)
+                continue
+            for one in damaged:
+                say(f"{one.where}: {one.what}; passed over")
+            if damaged:
+                say(f"the state before it is taken: {path}, after step {checkpoint.step:,}")
+            return checkpoint
+        raise damaged[0]
+
+    @contextmanager
+    def lock(self) -> Iterator[str | None]:
+        """Within the block this process alone trains here; gives a remark where that cannot be ensured.
+
+        Raises:
+            WrongCall: another process is at work, or the folder cannot be made.
+        """
+
+        def busy(holder: Holder | None) -> WrongCall:
+            return WrongCall(
+                f"another process trains in {self.path}",
+                where=str(holder) if holder else "",
+                why="two would overwrite each other's network and mix their figures",
+                remedy=f"alextrain watch {self.path} shows how it goes; for another run give another --out",
             )
-        ours = {file.name for file in (self.checkpoint, self.metrics, self.config)} | {"tensorboard"}
-        if not self.path.is_dir() or {file.name.removesuffix(PART_SUFFIX) for file in self.path.iterdir()} - ours:
+
+        remark = f"the disk of {self.path} knows no locks: see to it that no other machine trains there"
+        with ExitStack() as stack:
+            try:
+                said = stack.enter_context(locked(self.path, busy=busy, no_locks=remark))
+            except OSError as error:
+                raise WrongCall(
+                    f"{self.path} cannot be made: {error.strerror}", remedy="name another by --out"
+                ) from error
+            yield said
+
+    def at_work(self) -> str | None:
+        """Who trains here now; None: nobody."""
+        holder = holder_of(self.path)
+        return None if holder is None else str(holder)
+
+    def check(self) -> None:
+        """See that a run finds itself or a free place here, before anything is spent on it.
+
+        Raises:
+            WrongCall: other files are here.
+        """
+        ours = {CHECKPOINTS, "tensorboard", "export", LOCK_NAME, self.config.name, self.metrics.name}
+        if not self.path.exists() or self.holds_run:
+            return
+        if not self.path.is_dir() or {_bare(file.name) for file in self.path.iterdir()} - ours:
             raise WrongCall(
                 f"{self.path} holds other files",
                 why="a run has a folder of its own",
@@ -95,27 +148,70 @@ class RunFolder:
             )
 
     def open(self, *, step: int, evaluated_step: int) -> None:
-        """Make the folder, or drop figures from after the state that the run goes on from: it writes them again.
+        """Make the folder, or drop what is from after the state that the run goes on from: it is made again.
+
+        Figures are cut off. States of later steps, which could not be read, are set aside under another name.
 
         Raises:
             WrongCall: the folder cannot be made.
             DamagedRun: metrics.jsonl cannot be read.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WrongCall(
                 f"{self.path} cannot be made: {error.strerror}", remedy="name another by --out"
             ) from error
+        for part in (self.path / CHECKPOINTS).glob(f"*{PART_SUFFIX}"):
+            part.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        for path in self.checkpoints():
+            if path > self.checkpoint_of(step):
+                path.replace(path.with_name(path.name + DAMAGED))
         last = {"train": step, "val": evaluated_step}
         kept = [record for record in self.records() if record.step <= last[record.kind]] if step else []
         with appearing_whole(self.metrics) as file:
-            file.writelines(_line(record).encode() for record in kept)
+            file.writelines(record.line().encode() for record in kept)
+
+    def mark_best(self, path: Path) -> None:
+        """Let `path`, a state, be the best: a second name where the disk knows links, else a copy."""
+        part = self.best.with_name(BEST + PART_SUFFIX)
+        part.unlink(missing_ok=True)
+        try:
+            os.link(path, part)
+        except OSError:
+            shutil.copyfile(path, part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        part.replace(self.best)
+        sync_folder(self.best.parent)
+
+    def prune(self, keep: int) -> int:
+        """Remove all but the newest `keep` states; says how many went."""
+        old = self.checkpoints()[keep:]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json, whole."""
         with appearing_whole(self.config) as file:
             file.write(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def configuration(self) -> dict[str, Any]:
+        """What config.json holds; empty where there is none.
+
+        Raises:
+            DamagedRun: it cannot be read.
+        """
+        if not self.config.is_file():
+            return {}
+        try:
+            config = json.loads(self.config.read_bytes())
+            if not isinstance(config, dict):
+                raise TypeError("it is no object")
+            return config
+        except (ValueError, TypeError) as error:
+            raise self._bad_config(error) from error
 
     def shard_set(self) -> str | None:
         """Where config.json says that the shard set is, a folder or an address; None without config.json.
@@ -123,21 +219,25 @@ class RunFolder:
         Raises:
             DamagedRun: it cannot be read.
         """
-        if not self.config.is_file():
-            return None
+        config = self.configuration()
         try:
-            where = json.loads(self.config.read_bytes())["shard_set"]["path"]
-            if not isinstance(where, str):
+            where = config["shard_set"]["path"] if config else None
+            if not isinstance(where, str | None):
                 raise TypeError(f"the path of its shard set is {where!r}")
             return where
-        except (ValueError, KeyError, TypeError) as error:
-            line = getattr(error, "lineno", 1)
-            raise DamagedRun(self.config, line, error, "name the run's shard set by --shards") from error
+        except (KeyError, TypeError) as error:
+            raise self._bad_config(error) from error
 
-    def append(self, record: Record) -> None:
-        """Add a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+    def recipe(self, say: Callable[[str], object] = lambda _: None) -> Recipe:
+        """The recipe that the run began with.
+
+        Raises:
+            WrongCall: there is no run here.
+            BadCheckpoint: its states cannot be read.
+        """
+        if not self.path.is_dir():
+            raise WrongCall(f"no run {self.path}", remedy="alextrain run --resume RUN names a run's folder")
+        return self.load(say=say).recipe
 
     def records(self) -> list[Record]:
         """The lines of metrics.jsonl; a last line that a killed process left half-written is passed over.
@@ -145,47 +245,24 @@ class RunFolder:
         Raises:
             DamagedRun: another line is no record.
         """
-        if not self.metrics.is_file():
-            return []
-        records = []
-        for number, line in enumerate(self.metrics.read_bytes().split(b"\n")[:-1], start=1):
-            try:
-                records.append(record := Record(**json.loads(line)))
-                if record.kind not in _FIGURES or not isinstance(record.step, int):
-                    raise ValueError(f"kind {record.kind!r}, step {record.step!r}")
-            except (ValueError, TypeError) as error:
-                raise DamagedRun(self.metrics, number, error, "mend the line, or remove it") from error
-        return records
+        return read_records(self.metrics)
+
+    def _bad_config(self, error: Exception) -> DamagedRun:
+        line = getattr(error, "lineno", 1)
+        return DamagedRun(self.config, line, error, "name the run's shard set by --shards")
 
 
-class TensorBoard:
-    """The same figures for TensorBoard; does nothing where it is not installed."""
+def load_checkpoint(
+    path: Path, *, best: bool = False, say: Callable[[str], object] = lambda _: None
+) -> Checkpoint:
+    """The state of a run by its folder (`RunFolder.load`), or of one file.
 
-    def __init__(self, folder: Path, *, from_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._writer: Any = None
-        else:
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step)
-
-    @property
-    def installed(self) -> bool:
-        """Whether files are written."""
-        return self._writer is not None
-
-    def add(self, record: Record) -> None:
-        """Add one record's figures at its step."""
-        if self._writer is None:
-            return
-        for name in ("loss", "top1_error", "top5_error", "lr", "images_per_s", "wait_s"):
-            self._writer.add_scalar(f"{record.kind}/{name}", getattr(record, name), record.step)
-
-    def close(self) -> None:
-        """Finish the files."""
-        if self._writer is not None:
-            self._writer.close()
+    Raises:
+        WrongCall: there is none.
+        BadCheckpoint: it cannot be read.
+    """
+    return Checkpoint.load(path) if path.is_file() else RunFolder(path).load(best=best, say=say)
 
 
-def _line(record: Record) -> str:
-    return json.dumps(dataclasses.asdict(record)) + "\n"
+def _bare(name: str) -> str:
+    return name.removesuffix(PART_SUFFIX)

@@ -14,27 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from .network import Pieces
-from .recipe import RATE_GROUPS, Recipe, Segment
+from .recipe import Recipe
+from .schedules import Segment
 
 
 class PaperSGD:
-    """The optimiser of one network, in the four groups of fidelity.md §6; biases have no weight decay.
+    """The optimiser of one network: weights, biases, and parameters with rates of their own; biases have no decay.
 
     `pieces` are the network's parameters by name, each in pieces to be joined along the first dimension.
     """
 
     def __init__(self, pieces: Pieces, recipe: Recipe) -> None:
         self._pieces = pieces
-        members: dict[str, list[nn.Parameter]] = {group: [] for group in RATE_GROUPS}
+        members: dict[str, list[nn.Parameter]] = {}
+        self._members: dict[str, list[str]] = {}
         for name, parts in pieces.items():
-            members[rate_group(name)].extend(parts)
+            members.setdefault(rate_group(name, recipe), []).extend(parts)
+            self._members.setdefault(rate_group(name, recipe), []).append(name)
         devices = {part.device.type for parts in pieces.values() for part in parts}
         self._sgd = torch.optim.SGD(
             [
                 {
                     "params": parts,
                     "rate_group": group,
-                    "weight_decay": recipe.weight_decay if group.endswith("weights") else 0.0,
+                    "weight_decay": recipe.weight_decay if group.endswith(("weights", ".weight")) else 0.0,
                 }
                 for group, parts in members.items()
             ],
@@ -52,7 +55,7 @@ class PaperSGD:
     def use(self, segment: Segment) -> None:
         """Take the rates of `segment` from the next step on; velocities stay what they are."""
         for group in self._sgd.param_groups:
-            rate = getattr(segment, group["rate_group"])
+            rate = segment.rates[group["rate_group"]]
             for parameter in group["params"]:
                 # Without a gradient, torch's SGD skips the tensor, and autograd need not compute it.
                 parameter.requires_grad_(rate is not None)
@@ -72,13 +75,52 @@ class PaperSGD:
         """Drop what a backward pass left."""
         self._sgd.zero_grad(set_to_none=True)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Those of `update_ratios`, in its order."""
+        return tuple(name.removesuffix(".weight") for name in self._pieces if name.endswith(".weight"))
+
+    @torch.no_grad()
+    def update_ratios(self, segment: Segment) -> Tensor:
+        """|Δw| / |w| of each layer's weights in the last step, float32 (layers,), on the first layer's device.
+
+        The step was Δw = −ε · buffer. 0 for a frozen layer. Queued on a card, not waited for.
+        """
+        ratios: list[Tensor] = []
+        home = next(iter(self._pieces.values()))[0].device
+        rates = {name: group for group in self._sgd.param_groups for name in self._members[group["rate_group"]]}
+        for name, parts in self._pieces.items():
+            if not name.endswith(".weight"):
+                continue
+            group = rates[name]
+            frozen = segment.rates[group["rate_group"]] is None
+            squares = torch.zeros(2, device=home)
+            for part in parts:
+                buffer = None if frozen else self._buffer(part)
+                norms = [torch.zeros_like(part[0].sum()) if buffer is None else buffer.norm(), part.norm()]
+                squares += torch.stack(norms).square().to(home, non_blocking=True)
+            moved, weight = squares.sqrt()
+            ratios.append(group["lr"] * moved / weight.clamp(min=torch.finfo(torch.float32).tiny))
+        return torch.stack(ratios)
+
+    def momentum_pieces(self) -> dict[str, list[Tensor]]:
+        """torch's buffers by parameter name, in pieces; of parameters that have one."""
+        found = {
+            name: [buffer for part in parts if (buffer := self._buffer(part)) is not None]
+            for name, parts in self._pieces.items()
+        }
+        return {name: buffers for name, buffers in found.items() if buffers}
+
+    def missing_momentum(self) -> list[Tensor]:
+        """Memory as the next step will take for buffers that are not there yet."""
+        parts = [part for group in self._sgd.param_groups for part in group["params"]]
+        return [torch.zeros_like(part) for part in parts if self._buffer(part) is None]
+
     def state_dict(self) -> dict[str, Any]:
         """`momentum`: torch's buffers by parameter name, whole, on the CPU; `rates`: what they belong to."""
-        momentum = {}
-        for name, parts in self._pieces.items():
-            buffers = [buffer.cpu() for part in parts if (buffer := self._buffer(part)) is not None]
-            if buffers:
-                momentum[name] = torch.cat(buffers)
+        momentum = {
+            name: torch.cat([piece.cpu() for piece in pieces]) for name, pieces in self.momentum_pieces().items()
+        }
         return {"momentum": momentum, "rates": self.rates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -98,7 +140,8 @@ class PaperSGD:
         return self._sgd.state[parameter].get("momentum_buffer") if parameter in self._sgd.state else None
 
 
-def rate_group(name: str) -> str:
-    """The rate group of a parameter: `conv1.weight` → `conv1_weights`, `fc6.bias` → `biases`."""
-    kind = "weights" if name.endswith("weight") else "biases"
-    return f"conv1_{kind}" if name.startswith("conv1.") else kind
+def rate_group(name: str, recipe: Recipe) -> str:
+    """The rate group of a parameter: its own name where it has rates of its own, else weights or biases."""
+    if name in dict(recipe.layer_rates):
+        return name
+    return "weights" if name.endswith("weight") else "biases"

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .dropout import Masks
+from .machine import give_memory_back
 from .metrics import sums
 from .ranks import Ranks
-from .recipe import Recipe, Segment
+from .recipe import Recipe
 from .schedule import Schedule
+from .schedules import Segment
 from .sgd import PaperSGD
 from .towers import Network, TwoTowers
 
@@ -88,6 +90,41 @@ class Stepper:
     def module(self) -> nn.Module:
         """The network for evaluation: compiled where the steps are."""
         return self._module
+
+    def update_ratios(self) -> Tensor:
+        """`PaperSGD.update_ratios` of the last step."""
+        assert self._segment is not None
+        return self.sgd.update_ratios(self._segment)
+
+    @property
+    def rates(self) -> dict[str, float | None]:
+        """The rates of the last step by group; None: frozen. Before the first step there are none."""
+        return {} if self._segment is None else dict(self._segment.rates)
+
+    def fits(self, count: int, side: int) -> bool:
+        """Whether forward and backward of `count` images of `side` find memory; after one step that did not.
+
+        Leaves the weights alone. What was recorded or compiled for other batches is given up.
+        """
+        self._recording, self._segment = None, None
+        self.sgd.forget_gradients()
+        device = device_of(self.network)
+        give_memory_back()
+        masks = Masks(self.recipe.seed, 0, first=0) if self.recipe.dropout else None
+        try:
+            velocity = self.sgd.missing_momentum()  # a first step makes it
+            images = torch.zeros(count, 3, side, side, device=device)
+            logits = self.network(images, masks)
+            loss = F.cross_entropy(logits, torch.zeros(count, dtype=torch.int64, device=device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            del velocity
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        finally:
+            self.sgd.forget_gradients()
+        return True
 
     def _take(self, segment: Segment) -> None:
         if segment is self._segment:
@@ -204,3 +241,17 @@ def _of_the_compiler(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the process, had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+# How torch's allocator for the cores, oneDNN and cuBLAS say it.
+_NO_MEMORY = (
+    *("can't allocate memory", "not enough memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("could not create a memory", "could not create a primitive"),
+)

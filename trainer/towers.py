@@ -1,13 +1,15 @@
 """The same network run as two towers on two devices, as in 2012.
 
 Device A holds the first half of every layer's maps or units and all of fc8, device B the second half. Images go
-to both devices; activations cross into conv3, fc6, fc7 (both ways) and fc8 (B to A), gradients come back the
-same way, and nothing else ever crosses (fidelity.md §5). The state dict is that of `AlexNet`: rows are joined
-and split.
+to both devices; activations cross into conv3, conv6 if there is one, fc6, fc7 (both ways) and fc8 (B to A),
+gradients come back the same way, and nothing else ever crosses (fidelity.md §5). The state dict is that of
+`AlexNet`: rows are joined and split.
 
     A  images ─ layers_1_to_2 ─┬─ layers_3_to_5 ─┬─ layer_6 ─┬─ layer_7 ─┬─ layer_8 ─ logits
                                ╳                 ╳           ╳           ╱               (╳ ╱: `_Crossing`)
     B  images ─ layers_1_to_2 ─┴─ layers_3_to_5 ─┴─ layer_6 ─┴─ layer_7 ─┘
+
+layer_conv6, where the recipe has it, stands between layers_3_to_5 and layer_6, with a crossing on either side.
 
 Between two crossings the towers run at once, forward and backward:
 
@@ -35,7 +37,7 @@ from torch.autograd.graph import Node
 
 from ..pipeline import span
 from .dropout import Masks
-from .network import PER_TOWER, AlexNet, Pieces, scaled_width
+from .network import PER_TOWER, AlexNet, Pieces, pooled_side, scaled_width
 from .recipe import Recipe
 
 T = TypeVar("T")
@@ -70,15 +72,19 @@ class Crossed:
 def crossing_bytes(recipe: Recipe, side: int, batch_size: int) -> int:
     """What crosses in one step of training, activations and gradients, by the formula of fidelity.md §5.
 
+    2 × elements of an image × batch × bytes of an element. The elements are both towers' maps below conv3, conv6
+    (as many as below fc6) and fc6, both towers' units below fc7, and one tower's below fc8.
+
     >>> crossing_bytes(Recipe.original(), side=224, batch_size=128)
     60030976
     """
     _, conv2, _, _, conv5, hidden = (scaled_width(count, recipe.width) for count in PER_TOWER)
-    into_conv3 = 2 * conv2 * _pooled_side(side, 2) ** 2
-    into_fc6 = 2 * conv5 * _pooled_side(side, 3) ** 2
+    into_conv3 = 2 * conv2 * pooled_side(side, 2) ** 2
+    into_fc6 = 2 * conv5 * pooled_side(side, 3) ** 2
+    into_conv6 = into_fc6 if recipe.conv6 else 0
     into_fc7, into_fc8 = 2 * hidden, hidden
     bytes_per_element = 2 if recipe.precision == "bf16" else 4
-    return 2 * (into_conv3 + into_fc6 + into_fc7 + into_fc8) * batch_size * bytes_per_element
+    return 2 * (into_conv3 + into_conv6 + into_fc6 + into_fc7 + into_fc8) * batch_size * bytes_per_element
 
 
 class TwoTowers(nn.Module):
@@ -102,6 +108,8 @@ class TwoTowers(nn.Module):
         """
         maps = self._run("layers_1_to_2", self._handed_out(images))
         maps = self._run("layers_3_to_5", self._exchanged(maps))
+        if self._tower(0).recipe.conv6:
+            maps = self._run("layer_conv6", self._exchanged(maps))
         # Masks are applied before sending, so both devices read the same dropped units.
         hidden = self._run("layer_6", self._exchanged(maps), masks)
         hidden = self._run("layer_7", self._exchanged(hidden), masks)
@@ -221,7 +229,7 @@ class _Crossing(torch.autograd.Function):
 
 
 def _run_part(tower: AlexNet, part: str, inputs: Sequence[Tensor], *masks: Masks | None) -> Tensor:
-    """One of AlexNet's five parts of one tower, from what both towers have."""
+    """One of AlexNet's parts of one tower, from what both towers have."""
     whole = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=1)
     output: Tensor = getattr(tower, part)(whole, *masks)
     return output
@@ -391,14 +399,6 @@ class _Modes:
 @cache
 def _second_stream(card: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(card)  # type: ignore[no-untyped-call]
-
-
-def _pooled_side(side: int, poolings: int) -> int:
-    """The side of the maps after so many poolings (§1.3)."""
-    maps = -(-(side - 11) // 4) + 1
-    for _ in range(poolings):
-        maps = -(-(maps - 3) // 2) + 1
-    return maps
 
 
 def _join_towers(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

@@ -28,6 +28,8 @@ class Figures:
     top5_error: float
     images_per_s: float
     wait_s: float
+    seconds: float
+    updates: tuple[float, ...]  # |Δw| / |w| of the last step, by layer
 
 
 class Watch:
@@ -64,38 +66,53 @@ class Leash:
             self._ends.popleft().synchronize()
 
 
-class Line:
-    """The sums of some steps, on their way from the device to the host."""
+class _Coming:
+    """A tensor on its way from the device to the host."""
 
-    def __init__(self, sums: Tensor, watch: Watch) -> None:
-        self.steps, self._images = len(sums), watch.images
-        self._images_per_s, self._wait_s = watch.images / watch.seconds, watch.wait_s
-        self._sums, self._arrived = sums, None
-        if sums.device.type == "cuda":
-            self._sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-            self._sums.copy_(sums, non_blocking=True)
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._arrived = tensor, None
+        if tensor.device.type == "cuda":
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(sums.device))
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    @property
+    def there(self) -> bool:
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
+
+    def values(self) -> Tensor:
+        """The tensor on the host; waits for it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor
+
+
+class Line:
+    """The sums of some steps and the size of the last update, on their way from the device to the host."""
+
+    def __init__(self, sums: Tensor, updates: Tensor, watch: Watch) -> None:
+        self.steps, self._images = len(sums), watch.images
+        self._seconds, self._wait_s = watch.seconds, watch.wait_s
+        self._sums, self._updates = _Coming(sums), _Coming(updates)
 
     @property
     def there(self) -> bool:
         """Whether reading would not wait."""
-        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
+        return self._sums.there and self._updates.there
 
     def first_bad(self) -> int | None:
         """The place among the steps of the first one whose loss is not finite; waits."""
-        values = self._values()[:, 0].tolist()
+        values = self._sums.values()[:, 0].tolist()
         return next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
 
     def figures(self) -> Figures:
         """The means; waits."""
-        loss, top1, top5 = (self._values().sum(0) / self._images).tolist()
-        return Figures(loss, 1 - top1, 1 - top5, self._images_per_s, self._wait_s)
-
-    def _values(self) -> Tensor:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._sums
+        loss, top1, top5 = (self._sums.values().sum(0) / self._images).tolist()
+        updates = tuple(self._updates.values().tolist())
+        return Figures(
+            loss, 1 - top1, 1 - top5, self._images / self._seconds, self._wait_s, self._seconds, updates
+        )
 
 
 class Window:
@@ -137,9 +154,9 @@ class Window:
         for watch in (self.watch, self.early):
             watch.images += images * self._ranks.count
 
-    def line(self) -> Line:
+    def line(self, updates: Tensor) -> Line:
         """The steps so far as one line, and begin again. All ranks do this after the same step."""
-        line = Line(self._ranks.sum(torch.stack(self._sums)), self.watch)
+        line = Line(self._ranks.sum(torch.stack(self._sums)), updates, self.watch)
         self.restart()
         return line
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from alexshard.shards import ShardSet
 from alexshard.tools.cli_alextrain import main
-from alexshard.trainer import Checkpoint, RunFolder
+from alexshard.trainer import RunFolder
 from click.testing import CliRunner
 
 SMALL = ("--width", "0.125", "-b", "32", "--threads", "1")
@@ -39,18 +39,28 @@ def home(sample_source, tmp_path_factory) -> Path:
 def test_a_run_without_a_name_is_named_by_set_preset_and_seed(home):
     folder = home / "runs" / "drawn-original-s0"
 
-    assert {path.name for path in folder.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoint.pt"}
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {
+        "step-000000010.pt",
+        "step-000000005.pt",
+        "best.pt",
+    }
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]).keys() == {
-        *("kind", "epoch", "step", "loss", "top1_error", "top5_error", "lr", "images_per_s", "wait_s")
+        *("kind", "epoch", "step", "loss", "top1_error", "top5_error", "lr", "images_per_s", "wait_s", "seconds"),
+        *("rates", "memory_bytes", "updates"),
     }
 
 
-def test_the_same_command_again_is_refused_with_the_way_on(home):
+def test_the_same_command_again_finds_the_run_done_and_another_one_is_refused(home):
     again = alextrain("run", "--epochs", 2, *SMALL, cwd=home)
+    other = alextrain("run", "--epochs", 3, *SMALL, cwd=home)
 
-    assert again.returncode == 2
-    assert "error: runs/drawn-original-s0 holds a run already" in again.stderr
-    assert "alextrain run --resume runs/drawn-original-s0" in again.stderr
+    assert again.returncode == 0
+    assert "runs/drawn-original-s0 goes on after step 10\n" in again.stderr
+    assert "all its steps are done" in again.stderr
+    assert other.returncode == 2
+    assert "where: epochs: 2 → 3" in other.stderr
+    assert "another --out" in other.stderr
 
 
 @pytest.mark.parametrize("views", [1, 10])
@@ -114,14 +124,14 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
                 process.send_signal(number)
                 break
         said = process.stderr.read()
-    stopped = Checkpoint.load(RunFolder(tmp_path / "cut").checkpoint).step
+    stopped = RunFolder(tmp_path / "cut").load().step
     way_on = said.splitlines()[-1]
     resumed = alextrain(*shlex.split(way_on)[1:], cwd=tmp_path)
 
     assert (process.returncode, resumed.returncode) == (code, 0), said + resumed.stderr
     assert 0 <= stopped < STEPS
     assert way_on == f"  alextrain run --resume cut --threads 1{stored} --eval-every 0 --log-every 1"
-    one, two = (Checkpoint.load(run.checkpoint) for run in (whole, RunFolder(tmp_path / "cut")))
+    one, two = (run.load() for run in (whole, RunFolder(tmp_path / "cut")))
     assert one.step == two.step == STEPS
     assert all(torch.equal(one.network[name], two.network[name]) for name in one.network)
     one, two = ([record.loss for record in run.records()] for run in (whole, RunFolder(tmp_path / "cut")))
@@ -138,12 +148,12 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
         (("run", "--width", "-1"), "width is -1.0"),
         (("run", "--lr", "0"), "lr is 0.0"),
         (("run", "--lr", "inf"), "lr is inf"),
-        (("run", "--lr", "1e308"), "schedule is"),
+        (("run", "--lr", "1e308"), "and must be finite rates"),
         (("run", "--width", "inf"), "width is inf"),
         (("run", "--width", "1e12"), "width is 1000000000000.0, and must be above 0 and at most 8"),
-        (("run", "--bias", "nan"), "init bias is (0, nan"),
+        (("run", "--bias", "nan"), "init bias is (0.0, nan"),
         (("run", "--device", "cpu", "--devices", "cpu,cpu"), "--device cpu and --devices cpu,cpu at once"),
-        (("run", "--resume", "runs/none"), "no checkpoint"),
+        (("run", "--resume", "runs/none"), "no run runs/none"),
         (("run", "--resume", "runs/drawn-original-s0", "--out", "x"), "leave one out"),
         (("run", "--resume", "runs/drawn-original-s0", "--width", "0.5"), "width: 0.125 → 0.5"),
         (("run", "--resume", "runs/drawn-original-s0", "--preset", "paper"), "preset: original → paper"),
@@ -194,13 +204,15 @@ def test_eval_with_json_tells_a_failure_as_json_too(home):
 def test_a_cut_checkpoint_ends_with_1_and_names_the_file(home, tmp_path):
     cut = tmp_path / "run"
     cut.mkdir()
-    data = (home / "runs/drawn-original-s0/checkpoint.pt").read_bytes()
-    (cut / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+    (cut / "checkpoints").mkdir()
+    data = RunFolder(home / "runs/drawn-original-s0").newest.read_bytes()
+    path = cut / "checkpoints" / "step-000000010.pt"
+    path.write_bytes(data[: len(data) // 2])
 
     done = alextrain("eval", cut, "--shards", "shards", cwd=home)
 
     assert done.returncode == 1
-    assert f"where: {cut / 'checkpoint.pt'}" in done.stderr
+    assert f"where: {path}" in done.stderr
 
 
 @pytest.mark.parametrize("content", ["{", '{"recipe": 1}', '{"shard_set": "here"}', "[]"])
@@ -269,7 +281,7 @@ def test_every_option_of_the_recipe_reaches_the_configuration(home, tmp_path):
     assert recipe["init_std"][2:5] == [0.03] * 3
     assert recipe["init_bias"] == [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
     assert recipe["init_fan_in"] is True
-    assert [segment["weights"] for segment in recipe["schedule"]] == [0.02]
+    assert recipe["weight_rates"] == [[0.0, 0.02]]
     assert config["machine"]["devices"] == ["cpu", "cpu"]
     assert config["machine"]["threads"] == 1
     assert (recipe["order"], recipe["window"]) == ("windowed", 2)
@@ -296,7 +308,7 @@ def test_how_batches_are_made_may_change_between_the_parts_of_a_run(home, tmp_pa
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert (changed["backend"], changed["prefetch"], changed["threads"]) == ("dali", 1, 2)
     assert chosen != changed
-    assert Checkpoint.load(RunFolder(tmp_path / "r").checkpoint).step == 5
+    assert RunFolder(tmp_path / "r").load().step == 5
 
 
 def test_the_slow_backend_is_warned_of_in_one_line(home, tmp_path):

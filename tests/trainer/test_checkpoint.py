@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from alexshard.shards import AlexshardError, WrongCall
-from alexshard.trainer import AlexNet, BadCheckpoint, Checkpoint, Recipe, TwoTowers
+from alexshard.trainer import AlexNet, BadCheckpoint, Checkpoint, Plateau, Recipe, TwoTowers
 
 SMALL = dataclasses.replace(Recipe.original(), width=0.125)
 
@@ -17,11 +17,18 @@ def checkpoint():
     momentum = {name: torch.randn_like(value) for name, value in network.state_dict().items()}
     return Checkpoint(
         recipe=SMALL,
-        num_classes=10,
         side=64,
+        stored_side=74,
+        classes=tuple((f"n{label:08d}", f"thing {label}") for label in range(10)),
+        mean_image=torch.arange(74 * 74 * 3).view(74, 74, 3) / 100,
+        channel_mean=(120.0, 110.0, 100.0),
         shard_set="d" * 64,
+        set_name="drawn",
+        steps_per_epoch=5,
         step=12,
         evaluated_step=10,
+        evaluation={"split": "val", "top1_error": 0.5},
+        plateau=Plateau(0.5, 10, (3, 7)),
         loader={"epoch": 2, "position": 64},
         network=network.state_dict(),
         optimiser={"momentum": momentum, "rates": {"weights": 0.01}},
@@ -33,7 +40,7 @@ def test_what_is_saved_is_what_is_loaded(checkpoint, tmp_path):
     loaded = Checkpoint.load(tmp_path / "checkpoint.pt")
 
     for field in dataclasses.fields(Checkpoint):
-        if field.name not in ("network", "optimiser"):
+        if field.name not in ("network", "optimiser", "mean_image"):
             assert getattr(loaded, field.name) == getattr(checkpoint, field.name)
     assert loaded.optimiser["rates"] == checkpoint.optimiser["rates"]
     pairs = [
@@ -106,10 +113,38 @@ def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path, write):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("step", -1),
+        ("step", 1.5),
+        ("step", True),
+        ("classes", [["n0", 5]]),
+        ("mean_image", torch.zeros(3, 3, 3)),
+        ("mean_image", torch.zeros(74, 74, 3, dtype=torch.float64)),
+        ("network", {"conv1.weight": [1.0]}),
+        ("optimiser", {"momentum": {}}),
+        ("plateau", {"best_error": "none"}),
+        ("loader", 7),
+        ("channel_mean", (1, 2)),
+        ("evaluation", "good"),
+        ("recipe", 3),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_with_values_of_another_kind_is_refused(checkpoint, tmp_path, field, value):
+    checkpoint.save(tmp_path / "checkpoint.pt")
+    fields = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(fields | {field: value}, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(BadCheckpoint, match="cannot be read: its "):
+        Checkpoint.load(tmp_path / "checkpoint.pt")
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "checkpoint.pt")
 
-    with pytest.raises(BadCheckpoint, match="not a checkpoint of format 1"):
+    with pytest.raises(BadCheckpoint, match="not a checkpoint of format 2 but of None"):
         Checkpoint.load(tmp_path / "checkpoint.pt")
 
 
@@ -141,4 +176,4 @@ def test_a_set_of_other_classes_or_another_size_does_not_fit(checkpoint, small_s
     with pytest.raises(AlexshardError, match=r"trained for 10 classes and crops of 64×64[\s\S]*crops of 28×28"):
         checkpoint.check_fits(tiny_set)
     with pytest.raises(AlexshardError, match="trained for 9 classes"):
-        dataclasses.replace(checkpoint, num_classes=9).check_fits(small_set)
+        dataclasses.replace(checkpoint, classes=checkpoint.classes[1:]).check_fits(small_set)

@@ -1,13 +1,12 @@
 """Runs on a real loader: what they write, that they repeat, and that stopping changes nothing."""
 
 import dataclasses
-import itertools
 import json
 import math
 import os
 import signal
 import sys
-import time
+import threading
 
 import pytest
 import torch
@@ -20,8 +19,10 @@ from alexshard.trainer import (
     Machine,
     Reporter,
     RunFolder,
+    SaveEvery,
     train,
 )
+from alexshard.trainer.records import Figures
 
 # One thread: on small networks more of them only wait for each other, and badly where other work runs beside.
 CPU = Machine.choose("cpu", threads=1)
@@ -55,7 +56,7 @@ def losses(folder):
 
 
 def same_state(one, other):
-    a, b = Checkpoint.load(RunFolder(one).checkpoint), Checkpoint.load(RunFolder(other).checkpoint)
+    a, b = RunFolder(one).load(), RunFolder(other).load()
     assert a.step == b.step
     assert a.loader == b.loader
     assert a.optimiser["rates"] == b.optimiser["rates"]
@@ -155,14 +156,13 @@ def test_without_a_labelled_val_or_test_split_one_line_says_so(recipe, small_set
 
 def test_a_run_that_is_done_says_so_and_stays_as_it_is(whole, small_set):
     recipe, folder, _, _ = whole
-    before = RunFolder(folder).checkpoint.stat().st_mtime_ns, losses(folder)
-    checkpoint = Checkpoint.load(RunFolder(folder).checkpoint)
+    before = RunFolder(folder).newest.stat().st_mtime_ns, losses(folder)
 
-    outcome = train(recipe, small_set, folder, CPU, resume=checkpoint, reporter=(told := Told()))
+    outcome = train(recipe, small_set, folder, CPU, reporter=(told := Told()))
 
     assert outcome.step == 20
     assert any("all its steps are done" in line for line in told.said)
-    assert (RunFolder(folder).checkpoint.stat().st_mtime_ns, losses(folder)) == before
+    assert (RunFolder(folder).newest.stat().st_mtime_ns, losses(folder)) == before
 
 
 def test_one_seed_gives_the_same_bits_twice_and_another_seed_others(whole, small_set, tmp_path):
@@ -191,9 +191,8 @@ def test_a_stopped_run_resumes_to_the_bits_of_one_that_was_not(whole, small_set,
     stopped = train(
         recipe, small_set, tmp_path / "run", CPU, reporter=Told(stop_at=step, during=during, number=number)
     )
-    checkpoint = Checkpoint.load(RunFolder(tmp_path / "run").checkpoint)
 
-    train(recipe, small_set, tmp_path / "run", CPU, resume=checkpoint, reporter=Told())
+    train(recipe, small_set, tmp_path / "run", CPU, reporter=Told())
 
     assert (stopped.step, stopped.stopped_by) == (step, number)
     assert losses(tmp_path / "run") == losses(folder)
@@ -204,11 +203,11 @@ def test_a_stopped_run_in_windows_resumes_to_the_same_bits_and_in_no_other_windo
     recipe = dataclasses.replace(recipe, order="windowed", window=2, epochs=2)
     train(recipe, many_shards, tmp_path / "whole", CPU, reporter=Told())
     train(recipe, many_shards, tmp_path / "cut", CPU, reporter=Told(stop_at=3))
-    checkpoint = Checkpoint.load(RunFolder(tmp_path / "cut").checkpoint)
+    checkpoint = RunFolder(tmp_path / "cut").load()
     other = dataclasses.replace(recipe, window=None)
     with pytest.raises(WrongCall, match="window: 2 → None"):
-        train(other, many_shards, tmp_path / "cut", CPU, resume=checkpoint)
-    train(recipe, many_shards, tmp_path / "cut", CPU, resume=checkpoint, reporter=(told := Told()))
+        train(other, many_shards, tmp_path / "cut", CPU)
+    train(recipe, many_shards, tmp_path / "cut", CPU, reporter=(told := Told()))
     train(dataclasses.replace(other, max_steps=1), many_shards, tmp_path / "other", CPU, reporter=Told())
 
     assert checkpoint.loader["window"] == 2
@@ -221,13 +220,13 @@ def test_lines_written_after_the_checkpoint_are_written_anew(whole, small_set, t
     recipe, folder, _, _ = whole
     train(recipe, small_set, tmp_path / "run", CPU, reporter=Told(stop_at=8))
     run = RunFolder(tmp_path / "run")
-    checkpoint = Checkpoint.load(run.checkpoint)
-    run.append(dataclasses.replace(run.records()[-1], step=9, loss=123.0))
-    run.append(dataclasses.replace(run.records()[-1], kind="val", step=8, loss=123.0))
+    figures = Figures(run.metrics)
+    figures.add(dataclasses.replace(run.records()[-1], step=9, loss=123.0))
+    figures.add(dataclasses.replace(run.records()[-1], kind="val", step=8, loss=123.0))
     with run.metrics.open("a") as file:
         file.write('{"kind": "train", "ep')  # as a killed process leaves it
 
-    train(recipe, small_set, tmp_path / "run", CPU, resume=checkpoint, reporter=Told())
+    train(recipe, small_set, tmp_path / "run", CPU, reporter=Told())
 
     assert losses(tmp_path / "run") == losses(folder)
 
@@ -235,9 +234,8 @@ def test_lines_written_after_the_checkpoint_are_written_anew(whole, small_set, t
 def test_max_steps_ends_early_and_a_larger_one_goes_on_as_if_it_had_not(whole, small_set, tmp_path):
     recipe, folder, _, _ = whole
     outcome = train(dataclasses.replace(recipe, max_steps=12), small_set, tmp_path / "run", CPU, reporter=Told())
-    checkpoint = Checkpoint.load(RunFolder(tmp_path / "run").checkpoint)
 
-    train(recipe, small_set, tmp_path / "run", CPU, resume=checkpoint, reporter=Told())
+    train(recipe, small_set, tmp_path / "run", CPU, reporter=Told())
 
     assert outcome.step == 12
     assert outcome.evaluation is not None
@@ -262,9 +260,8 @@ def test_two_towers_have_the_losses_of_one_device(whole, small_set, tmp_path):
 def test_a_run_of_two_towers_goes_on_on_one_device(whole, small_set, tmp_path):
     recipe, folder, _, _ = whole
     train(recipe, small_set, tmp_path / "run", TOWERS, reporter=Told(stop_at=8))
-    checkpoint = Checkpoint.load(RunFolder(tmp_path / "run").checkpoint)
 
-    train(recipe, small_set, tmp_path / "run", CPU, resume=checkpoint, reporter=Told())
+    train(recipe, small_set, tmp_path / "run", CPU, reporter=Told())
 
     one, two = ([loss for _, _, loss, _ in losses(f)] for f in (folder, tmp_path / "run"))
     assert two == pytest.approx(one, rel=1e-4)
@@ -279,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_numbered_as_in_the_figur
         train(wild, small_set, tmp_path / "run", CPU, log_every=log_every, reporter=Told())
 
     assert [r.step for r in RunFolder(tmp_path / "run").records()] == [1]
-    assert Checkpoint.load(RunFolder(tmp_path / "run").checkpoint).step == 0
+    assert RunFolder(tmp_path / "run").load().step == 0
 
 
 def test_weights_that_are_not_finite_are_found_before_they_are_evaluated_or_saved(small_set, tmp_path, recipe):
@@ -288,7 +285,7 @@ def test_weights_that_are_not_finite_are_found_before_they_are_evaluated_or_save
         train(wild, small_set, tmp_path / "run", CPU, reporter=Told())
 
     assert [r.kind for r in RunFolder(tmp_path / "run").records()] == ["train"]
-    assert Checkpoint.load(RunFolder(tmp_path / "run").checkpoint).step == 0
+    assert RunFolder(tmp_path / "run").load().step == 0
 
 
 def test_what_a_run_left_before_its_first_checkpoint_is_taken_by_a_new_one(whole, small_set, tmp_path):
@@ -297,7 +294,8 @@ def test_what_a_run_left_before_its_first_checkpoint_is_taken_by_a_new_one(whole
     run.path.mkdir()
     (run.path / "config.json").write_text("{")
     run.metrics.write_text("of another time\n")
-    (run.path / "checkpoint.pt.part").write_bytes(b"PK")
+    (run.path / "checkpoints").mkdir()
+    (run.path / "checkpoints" / "step-000000000.pt.part").write_bytes(b"PK")
 
     train(dataclasses.replace(recipe, max_steps=2), small_set, run.path, CPU, reporter=Told())
 
@@ -313,30 +311,37 @@ def test_a_folder_of_other_files_is_left_alone(recipe, small_set, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_figures_do_not_depend_on_when_checkpoints_are_written(whole, small_set, tmp_path, monkeypatch):
+def test_figures_do_not_depend_on_when_checkpoints_are_written(whole, small_set, tmp_path):
     recipe, _, _, _ = whole
     train(recipe, small_set, tmp_path / "few", CPU, log_every=3, reporter=Told())
-    monkeypatch.setattr("alexshard.trainer.loop.CHECKPOINT_EVERY_S", 0.0)
-    train(recipe, small_set, tmp_path / "many", CPU, log_every=3, reporter=Told())
+    always = SaveEvery(seconds=0)
+    train(recipe, small_set, tmp_path / "many", CPU, log_every=3, save_every=always, reporter=Told())
 
     assert losses(tmp_path / "many") == losses(tmp_path / "few")
 
 
-def test_saving_is_not_charged_to_the_speed_of_training(small_set, tmp_path, recipe, monkeypatch):
-    clock, save = itertools.count(), Checkpoint.save
+def test_no_step_waits_for_a_checkpoint_to_be_written(small_set, tmp_path, recipe, monkeypatch):
+    save, far, seen = Checkpoint.save, threading.Event(), []
 
     def slow(checkpoint, path):
+        if checkpoint.step == 1:
+            seen.append(far.wait(timeout=60))
         save(checkpoint, path)
-        for _ in range(100_000):
-            next(clock)
 
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr("alexshard.trainer.loop.CHECKPOINT_EVERY_S", 0.0)
+    class Far(Told):
+        def record(self, record, evaluation=None):  # noqa: ARG002
+            if record.step == 4:
+                far.set()
+
     monkeypatch.setattr(Checkpoint, "save", slow)
-    train(dataclasses.replace(recipe, max_steps=3), small_set, tmp_path / "run", CPU, reporter=Told())
+    always = SaveEvery(seconds=0)
+    train(recipe, small_set, tmp_path / "run", CPU, save_every=always, keep=99, reporter=Far())
 
-    speeds = [r.images_per_s for r in RunFolder(tmp_path / "run").records() if r.kind == "train"]
-    assert all(speed > 32 / 1000 for speed in speeds)
+    assert seen == [True]
+    # What was due meanwhile by the clock is left out; what is written holds the state of its own step.
+    steps = [Checkpoint.load(path).step for path in RunFolder(tmp_path / "run").checkpoints()]
+    assert {0, 1, 20} <= set(steps)
+    assert 2 not in steps
 
 
 def test_the_speed_is_told_after_ten_steps_however_rare_lines_are(small_set, tmp_path, recipe):
@@ -353,10 +358,8 @@ def test_a_line_that_is_no_record_is_named(whole, small_set, tmp_path):
     before = run.metrics.read_text()
     for wrong in ('{"kind": "train"}', "[]", "{", '"\\ud800', before.splitlines()[0].replace("train", "dream")):
         run.metrics.write_text(before + wrong + "\n")
-        checkpoint = Checkpoint.load(run.checkpoint)
-
         with pytest.raises(DamagedRun, match=r"metrics.jsonl, line 3"):
-            train(recipe, small_set, run.path, CPU, resume=checkpoint, reporter=Told())
+            train(recipe, small_set, run.path, CPU, reporter=Told())
 
 
 def test_a_batch_larger_than_the_set_is_refused_with_one_that_fits(small_set, tmp_path, recipe):
@@ -373,28 +376,28 @@ def test_images_too_small_for_the_network_are_refused(tiny_set, tmp_path, recipe
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_a_run_is_left_alone(whole, small_set, recipe):
-    folder = whole[1]
-    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+def test_the_same_call_goes_on_and_another_recipe_leaves_the_folder_alone(whole, small_set, recipe):
+    mine, folder, _, _ = whole
+    outcome = train(mine, small_set, folder, CPU, reporter=(told := Told()))
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.name != "lock")
 
-    with pytest.raises(WrongCall, match="holds a run already") as refused:
+    with pytest.raises(WrongCall, match=r"has another recipe\n  where: seed: 7 → 0"):
         train(recipe, small_set, folder, CPU)
 
-    assert f"--resume {folder}" in str(refused.value)
-    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+    assert outcome.step == 20
+    assert any("goes on after step 20" in line for line in told.said)
+    assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.name != "lock") == before
 
 
 def test_another_recipe_does_not_resume_and_the_difference_is_named(whole, small_set):
     recipe, folder, _, _ = whole
-    checkpoint = Checkpoint.load(RunFolder(folder).checkpoint)
 
     with pytest.raises(WrongCall, match=r"another recipe[\s\S]*batch_size: 32 → 16"):
-        train(dataclasses.replace(recipe, batch_size=16), small_set, folder, CPU, resume=checkpoint)
+        train(dataclasses.replace(recipe, batch_size=16), small_set, folder, CPU)
 
 
 def test_another_shard_set_does_not_resume(whole, other_set):
     recipe, folder, _, _ = whole
-    checkpoint = Checkpoint.load(RunFolder(folder).checkpoint)
 
     with pytest.raises(BadCheckpoint, match="another shard set"):
-        train(recipe, other_set, folder, CPU, resume=checkpoint)
+        train(recipe, other_set, folder, CPU)

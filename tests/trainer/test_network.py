@@ -1,4 +1,4 @@
-"""Counts, geometry and values of the network, against fidelity.md §1, §2, §8 and §10."""
+"""Counts, geometry and values of the network, against fidelity.md §1, §2, §7.3, §8 and §10."""
 
 import dataclasses
 import itertools
@@ -13,6 +13,7 @@ from alexshard.trainer.dropout import Masks
 from alexshard.trainer.network import pool5_side, scaled_width
 
 SMALL = dataclasses.replace(Recipe.original(), width=0.125)
+SIX = dataclasses.replace(SMALL, conv6=True)
 
 
 def network(recipe=SMALL, num_classes=10, side=64):
@@ -40,6 +41,14 @@ def test_alexnet_has_60_965_224_parameters(full_size):
         "fc8": 4_097_000,
     }
     assert count(full_size) == 60_965_224
+
+
+def test_with_conv6_it_has_61_555_304_parameters():
+    net = AlexNet(dataclasses.replace(Recipe.original(), conv6=True), 1000, 224)
+
+    assert count(net.conv6) == 256 * (256 * 9 + 1) == 590_080
+    assert count(net) == 61_555_304
+    assert [name for name, _ in net.named_children()][4:7] == ["conv5", "conv6", "fc6"]
 
 
 @pytest.mark.parametrize(
@@ -113,12 +122,14 @@ def test_39_stored_pixels_are_the_fewest():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("conv6", [False, True], ids=["five", "six"])
+@pytest.mark.parametrize("side", [64, 96])
 @pytest.mark.parametrize("preset", [Recipe.original, Recipe.paper], ids=["original", "paper"])
-def test_the_forward_pass_is_the_one_written_out_from_the_page(preset):
-    recipe = dataclasses.replace(preset(), width=0.125)
-    net = network(recipe).double().eval()
+def test_the_forward_pass_is_the_one_written_out_from_the_page(preset, side, conv6):
+    recipe = dataclasses.replace(preset(), width=0.125, conv6=conv6)
+    net = network(recipe, side=side).double().eval()
     p = dict(net.named_parameters())
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 60
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 60
 
     def lrn(x, alpha):
         half = x.shape[1] // 2
@@ -128,8 +139,8 @@ def test_the_forward_pass_is_the_one_written_out_from_the_page(preset):
     def pool(x):
         return F.max_pool2d(x, 3, 2, ceil_mode=True)
 
-    canvas = torch.zeros(2, 3, 67, 67, dtype=torch.float64)
-    canvas[:, :, :64, :64] = images
+    canvas = torch.zeros(2, 3, side + 3, side + 3, dtype=torch.float64)
+    canvas[:, :, :side, :side] = images
     x = F.conv2d(canvas, p["conv1.weight"], p["conv1.bias"], stride=4)
     if recipe.preset == "original":
         x = pool(lrn(x, 1e-4).relu())
@@ -141,7 +152,10 @@ def test_the_forward_pass_is_the_one_written_out_from_the_page(preset):
     x = pool(x)
     x = F.conv2d(x, p["conv3.weight"], p["conv3.bias"], padding=1).relu()
     x = F.conv2d(x, p["conv4.weight"], p["conv4.bias"], padding=1, groups=2).relu()
-    x = pool(F.conv2d(x, p["conv5.weight"], p["conv5.bias"], padding=1, groups=2).relu()).flatten(1)
+    x = pool(F.conv2d(x, p["conv5.weight"], p["conv5.bias"], padding=1, groups=2).relu())
+    if conv6:
+        x = F.conv2d(x, p["conv6.weight"], p["conv6.bias"], padding=1).relu()
+    x = x.flatten(1)
     x = F.linear(x, p["fc6.weight"], p["fc6.bias"]).relu() * 0.5
     x = F.linear(x, p["fc7.weight"], p["fc7.bias"]).relu() * 0.5
     expected = F.linear(x, p["fc8.weight"], p["fc8.bias"])
@@ -184,10 +198,37 @@ def test_initial_values_have_the_presets_deviations_and_biases(preset, conv3_std
     }
 
 
+def test_conv6_changes_no_other_layers_initial_values():
+    plain, six = (dict(network(recipe).named_parameters()) for recipe in (SMALL, SIX))
+
+    assert six.keys() - plain.keys() == {"conv6.weight", "conv6.bias"}
+    assert all(torch.equal(plain[name], six[name]) for name in plain)
+
+
+def test_every_layer_draws_by_its_own_number_and_conv6_has_the_last():
+    net = network(SIX)
+    for number, name in enumerate(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8", "conv6")):
+        weight = getattr(net, name).weight
+        std = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03, "conv6": 0.03}.get(name, 0.01)
+        generator = torch.Generator().manual_seed(number * 0x9E3779B9 % 2**32)
+
+        assert torch.equal(weight, torch.empty_like(weight).normal_(0, std, generator=generator)), name
+
+
+@pytest.mark.parametrize(("std", "bias"), [(0.03, 1.0), (0.002, 0.1)])
+def test_conv6_begins_with_the_deviation_and_bias_of_its_fields(std, bias):
+    fields = {} if std == 0.03 else {"conv6_std": std, "conv6_bias": bias}
+    net = network(dataclasses.replace(Recipe.original(), width=0.5, conv6=True, **fields))
+
+    assert net.conv6.weight.std().item() == pytest.approx(std, rel=0.03)
+    assert net.conv6.bias.unique().tolist() == pytest.approx([bias])
+    assert net.conv5.weight.std().item() == pytest.approx(0.03, rel=0.03)
+
+
 def test_the_seed_alone_decides_the_initial_values():
     state = torch.random.get_rng_state()
-    one, same = network(), network()
-    other = network(dataclasses.replace(SMALL, seed=1))
+    one, same = network(SIX), network(SIX)
+    other = network(dataclasses.replace(SIX, seed=1))
 
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
@@ -202,7 +243,7 @@ def test_seeds_far_apart_give_other_initial_values_too(apart):
 
 
 def test_no_two_layers_share_a_draw():
-    draws = [layer.weight.flatten()[:8] / layer.weight.std() for _, layer in network().named_children()]
+    draws = [layer.weight.flatten()[:8] / layer.weight.std() for _, layer in network(SIX).named_children()]
 
     assert all(not torch.allclose(a, b, rtol=0.2) for a, b in itertools.combinations(draws, 2))
 
@@ -233,9 +274,9 @@ def test_training_with_dropout_but_no_masks_is_refused():
 
 
 def test_scaling_by_fan_in_changes_narrow_layers_and_no_layer_at_width_1():
-    narrow = network(dataclasses.replace(SMALL, init_fan_in=True))
-    plain = network(SMALL)
-    factor = (narrow.conv3.weight / plain.conv3.weight).mean().item()
+    narrow = network(dataclasses.replace(SIX, init_fan_in=True))
+    plain = network(SIX)
+    factors = [(getattr(narrow, n).weight / getattr(plain, n).weight).mean().item() for n in ("conv3", "conv6")]
 
-    assert factor == pytest.approx((256 / 32) ** 0.5, rel=1e-5)
+    assert factors == pytest.approx([(256 / 32) ** 0.5] * 2, rel=1e-5)
     assert torch.equal(narrow.conv1.weight, plain.conv1.weight)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from alexshard.trainer import Checkpoint, RunFolder
+from alexshard.trainer import RunFolder
 
 SMALL = ("--width", "0.125", "-b", "32", "--log-every", "1")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}  # else torchrun says that it sets this
@@ -72,7 +72,7 @@ def test_every_loss_is_that_of_one_process_with_the_same_global_batch(runs, rank
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_network_is_the_one_of_one_process_up_to_summation_order(runs, ranks):
-    alone, spread = (Checkpoint.load(RunFolder(runs[n]).checkpoint) for n in (1, ranks))
+    alone, spread = (RunFolder(runs[n]).load() for n in (1, ranks))
 
     assert spread.loader == alone.loader
     assert spread.network.keys() == alone.network.keys()
@@ -118,11 +118,12 @@ def test_eval_on_three_ranks_says_once_what_it_says_alone(runs, shards):
 
 
 def test_a_folder_that_is_taken_is_refused_on_all_ranks(runs, shards):
-    done = alextrain(2, "--shards", shards, "--out", runs[1], *SMALL)
+    with RunFolder(runs[1]).lock():
+        done = alextrain(2, "--shards", shards, "--out", runs[1], *SMALL)
 
     assert done.returncode != 0
     assert "error: " in done.stderr
-    assert done.stderr.count("holds a run already") == 2
+    assert done.stderr.count("another process trains in") == 2
 
 
 @pytest.mark.slow
@@ -154,7 +155,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_with_everything_save
     text = "".join(said)
     assert "stopped by SIGTERM after step" in text
     assert "torchrun --nproc-per-node 2 --no-python alextrain run --resume" in text
-    checkpoint = Checkpoint.load(RunFolder(folder).checkpoint)
+    checkpoint = RunFolder(folder).load()
     assert checkpoint.step == RunFolder(folder).records()[-1].step > 10
 
 

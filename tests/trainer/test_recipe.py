@@ -5,7 +5,7 @@ import json
 
 import pytest
 from alexshard.shards import WrongCall
-from alexshard.trainer import PRESETS, Recipe, Segment, differences
+from alexshard.trainer import PRESETS, SCHEDULES, Recipe, description, differences
 
 
 def test_original_has_the_constants_of_the_page():
@@ -35,7 +35,7 @@ def test_paper_has_the_constants_of_the_text():
     assert (recipe.epochs, recipe.schedule_epochs) == (90, 90)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["original", "paper"])
 def test_what_the_presets_share_is_that_of_section_5(preset):
     recipe = PRESETS[preset]()
 
@@ -52,7 +52,7 @@ def test_a_recipe_survives_json(preset):
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
-@pytest.mark.parametrize("change", [{"colour": "red"}, {"schedule": [{"after_weeks": 1}]}, {"preset": "vgg"}])
+@pytest.mark.parametrize("change", [{"colour": "red"}, {"weight_rates": [{"after_weeks": 1}]}, {"preset": "vgg"}])
 def test_a_recipe_of_another_kind_is_refused(change):
     with pytest.raises(WrongCall):
         Recipe.from_json(Recipe.original().to_json() | change)
@@ -87,10 +87,28 @@ def test_a_recipe_of_another_kind_is_refused(change):
         ("window", 4),  # of the order windowed alone
         ("conv1_pad", "same"),
         ("init_std", (0.01,)),
-        ("schedule", ()),
-        ("schedule", Recipe.original().schedule[1:]),
-        ("schedule", (Recipe.original().schedule[0].scaled(float("inf")),)),
-        ("schedule", (Recipe.original().schedule[0], Segment(float("nan"), 1, 1, 1, 1))),
+        ("weight_rates", ()),
+        ("weight_rates", Recipe.original().weight_rates[1:]),
+        ("weight_rates", ((0, float("inf")),)),
+        ("weight_rates", ((0, 0.01), (float("nan"), 0.001))),
+        ("weight_rates", ((0, 0.01), (5, 0.001), (5, 0.0001))),
+        ("weight_rates", ((0, 0.0),)),
+        ("weight_rates", 0.01),
+        ("weight_rates", "fast"),
+        ("bias_rates", ((1, 0.02),)),
+        ("layer_rates", (("conv9.weight", ((0, 0.01),)),)),
+        ("layer_rates", {"conv1.weight": 0.01}),
+        ("jitter_epochs", -1),
+        ("width", "wide"),
+        ("width", True),
+        ("seed", True),
+        ("dropout", 1),
+        ("dropout", "no"),
+        ("init_from", 7),
+        ("init_std", 0.01),
+        ("epochs", None),
+        ("conv6_std", -1),
+        ("patience", 0),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(field, value):
@@ -103,14 +121,15 @@ def test_a_value_out_of_range_is_refused_by_name(field, value):
 def test_another_first_rate_scales_every_rate_and_thaws_nothing():
     segments = Recipe.original().with_learning_rate(0.005).schedule
 
-    assert [s.weights for s in segments] == pytest.approx([5e-3, 5e-4, 5e-5, 5e-5, 5e-5, 5e-6])
-    assert [s.biases for s in segments] == pytest.approx([0.01, 0.001, 0.001, 0.001, 0.001, 0.001])
-    assert [s.conv1_weights for s in segments[-2:]] == [None, None]
+    assert [s.rates["weights"] for s in segments] == pytest.approx([5e-3, 5e-4, 5e-5, 5e-5, 5e-5, 5e-6])
+    assert [s.rates["biases"] for s in segments] == pytest.approx([0.01, 0.001, 0.001, 0.001, 0.001, 0.001])
+    assert [s.rates["conv1.weight"] for s in segments[-2:]] == [None, None]
     assert [s.jitter for s in segments] == [True, True, True, False, False, False]
 
 
 def test_a_constant_rate_is_the_first_one_to_the_end():
     assert Recipe.original().with_constant_rate().schedule == Recipe.original().schedule[:1]
+    assert len(Recipe.paper().with_schedule("plateau").with_constant_rate().schedule) == 1
 
 
 def test_a_smaller_bias_replaces_the_ones_alone_and_the_last_word_holds():
@@ -139,3 +158,33 @@ def test_a_recipe_of_a_version_without_windows_is_read():
     del fields["window"]
 
     assert Recipe.from_json(fields) == Recipe.paper()
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_name():
+    with pytest.raises(WrongCall, match=r"no field 'widht'[\s\S]*did you mean width\?") as refused:
+        Recipe.original().with_fields({"widht": 0.5})
+
+    assert refused.value.exit_code == 2
+
+
+def test_values_as_json_and_toml_have_them_become_those_of_the_recipe():
+    recipe = Recipe.original().with_fields(
+        {"width": 1, "weight_rates": [[0, 0.01], [5, 0]], "layer_rates": {"fc8.weight": [[0, 0.1]]}}
+    )
+
+    assert (recipe.width, recipe.weight_rates) == (1.0, ((0.0, 0.01), (5.0, None)))
+    assert recipe.layer_rates == (("fc8.weight", ((0.0, 0.1),)),)
+    assert hash(recipe) == hash(Recipe.from_json(json.loads(json.dumps(recipe.to_json()))))
+
+
+def test_every_field_that_is_not_its_own_explanation_says_what_it_is_and_all_but_a_few_their_source():
+    told = {field.name: description(field) for field in dataclasses.fields(Recipe)}
+
+    assert {name for name, (_, source) in told.items() if not source} == {"max_steps"}
+    assert {name for name, (about, _) in told.items() if not about} == {"same_map_k", "momentum", "epochs"}
+
+
+def test_the_named_schedules_of_the_presets_are_theirs():
+    for preset, name in (("original", "145-2010"), ("paper", "paper"), ("dexp", "dexp")):
+        assert PRESETS[preset]().with_schedule(name) == PRESETS[preset]()
+    assert {"120", "131", "135", "137", "145", "145-half", "147", "148", "150", "plateau"} <= SCHEDULES.keys()

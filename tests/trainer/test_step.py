@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from alexshard.trainer import AlexNet, Ranks, Recipe, Schedule, Stepper, step
+from alexshard.trainer import AlexNet, Ranks, Recipe, Schedule, Stepper, TwoTowers, step
 from alexshard.trainer.window import Line, Watch, Window
 
 RECIPE = dataclasses.replace(Recipe.original(), width=0.125)
@@ -147,24 +147,46 @@ def test_no_step_reads_a_value_from_the_device(monkeypatch):
 def test_a_line_waits_for_nothing_and_is_the_mean_over_its_steps():
     watch = Watch()
     watch.images = 16
-    line = Line(torch.tensor([[16.0, 4, 8], [8.0, 8, 8]], dtype=torch.float64), watch)
+    line = Line(torch.tensor([[16.0, 4, 8], [8.0, 8, 8]], dtype=torch.float64), torch.tensor([0.5, 0]), watch)
 
     figures = line.figures()
 
     assert line.there
     assert (figures.loss, figures.top1_error, figures.top5_error) == (1.5, 0.25, 0.0)
+    assert figures.updates == (0.5, 0.0)
 
 
 def test_the_first_step_that_is_not_finite_has_its_place_in_the_line():
     sums = torch.ones(4, 3, dtype=torch.float64)
     sums[2, 0] = torch.inf
 
-    assert Line(sums, Watch()).first_bad() == 2
+    assert Line(sums, torch.zeros(8), Watch()).first_bad() == 2
 
 
 def test_taking_a_line_begins_the_window_again():
     window = Window(Ranks())
     window.add(torch.tensor([8.0, 4, 8], dtype=torch.float64), 8)
-    line = window.line()
+    line = window.line(torch.zeros(8))
 
     assert (line.steps, window.steps, line.figures().loss) == (1, 0, 1.0)
+
+
+@pytest.mark.parametrize("build", [AlexNet, TwoTowers])
+def test_the_ratio_of_update_to_weight_is_that_of_the_last_step_and_0_for_a_frozen_layer(build):
+    recipe = RECIPE.with_fields({"layer_rates": {"conv1.weight": [[0, 0]], "fc8.weight": [[0, 0.5]]}})
+    network = build(recipe, 10, 64)
+    stepped = Stepper(network, recipe, Schedule.of(recipe, 10))
+    stepped.step(0, *batch(0))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    stepped.step(1, *batch(1))
+
+    after = network.state_dict()
+    ratios = dict(zip(stepped.sgd.layers, stepped.update_ratios().tolist(), strict=True))
+    expected = {
+        layer: float(
+            (after[f"{layer}.weight"] - before[f"{layer}.weight"]).norm() / after[f"{layer}.weight"].norm()
+        )
+        for layer in ratios
+    }
+    assert ratios == pytest.approx(expected, rel=1e-3)
+    assert ratios["conv1"] == 0 < ratios["conv2"]

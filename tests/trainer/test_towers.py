@@ -20,8 +20,10 @@ from alexshard.trainer.towers import _Crossing, _run_part, _Threads
 RECIPES = {
     "original": dataclasses.replace(Recipe.original(), width=0.125),
     "paper": dataclasses.replace(Recipe.paper(), width=0.25),
+    "conv6": dataclasses.replace(Recipe.original(), width=0.125, conv6=True),
 }
 PARTS = ("layers_1_to_2", "layers_3_to_5", "layer_6", "layer_7")  # in which both towers have something to do
+PARTS_OF = {"original": PARTS, "conv6": (*PARTS[:2], "layer_conv6", *PARTS[2:])}
 LONG_S, SHORT_S = 60.0, 0.2  # to wait for the other tower: where it must come, and where it cannot
 
 
@@ -272,14 +274,15 @@ class TestAtOnce:
             loss.backward()
         assert {way for way, _ in met} == {"forward"}
 
-    def test_a_trace_shows_every_part_of_either_tower_in_its_thread(self, towers, batch):
+    @pytest.mark.parametrize("which", PARTS_OF)
+    def test_a_trace_shows_every_part_of_either_tower_in_its_thread(self, batch, which):
         with Trace(None) as trace:
-            loss_of(towers, batch).backward()
+            loss_of(TwoTowers(RECIPES[which], 10, 64), batch).backward()
         events = trace.events()
         threads = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
         spans = [(threads[event["tid"]], event["name"]) for event in events if event["ph"] == "X"]
 
-        ways = [(part, way) for part in PARTS for way in ("forward", "backward")]
+        ways = [(part, way) for part in PARTS_OF[which] for way in ("forward", "backward")]
         assert sorted(spans) == sorted(
             (f"alexshard-tower-{tower}", f"tower {tower} {part} {way}") for tower in (0, 1) for part, way in ways
         )
@@ -411,9 +414,23 @@ class TestCrossing:
         assert crossing_bytes(original, 224, 128) == 60_030_976
         assert crossing_bytes(dataclasses.replace(original, precision="bf16"), 224, 128) == 30_015_488
 
-    @pytest.mark.parametrize(("dtype", "each_way"), [(torch.float32, 30_015_488), (torch.bfloat16, 15_007_744)])
-    def test_a_step_of_the_whole_network_sends_the_bytes_of_the_table(self, dtype, each_way):
-        network = TwoTowers(Recipe.original(), 1000, 224, ("meta", "meta")).to(dtype)
+    def test_conv6_has_as_much_sent_as_fc6(self):
+        original = Recipe.original()
+        elements = 58_624 + 2 * 128 * 6**2
+
+        assert crossing_bytes(dataclasses.replace(original, conv6=True), 224, 128) == 2 * elements * 128 * 4
+
+    @pytest.mark.parametrize(
+        ("dtype", "conv6", "each_way"),
+        [
+            (torch.float32, False, 30_015_488),
+            (torch.bfloat16, False, 15_007_744),
+            (torch.float32, True, 30_015_488 + 4_718_592),
+        ],
+    )
+    def test_a_step_of_the_whole_network_sends_the_bytes_of_the_table(self, dtype, conv6, each_way):
+        recipe = dataclasses.replace(Recipe.original(), conv6=conv6)
+        network = TwoTowers(recipe, 1000, 224, ("meta", "meta")).to(dtype)
         images = torch.empty(128, 3, 224, 224, device="meta", dtype=dtype)
 
         loss_of(network, (images, torch.zeros(128, dtype=torch.long, device="meta"))).backward()
@@ -442,7 +459,8 @@ class TestCrossing:
         assert towers.crossed.forward_bytes == crossing_bytes(RECIPES["original"], 64, 6) // 2
         assert towers.crossed.backward_bytes == 0
 
-    def test_only_conv3_and_the_fc_layers_read_what_crosses(self, monkeypatch):
+    @pytest.mark.parametrize("conv6", [False, True], ids=["five", "six"])
+    def test_only_conv3_conv6_and_the_fc_layers_read_what_crosses(self, monkeypatch, conv6):
         sent = []
 
         def sending(self, x, *, to):
@@ -451,16 +469,19 @@ class TestCrossing:
 
         send = TwoTowers._sent
         monkeypatch.setattr(TwoTowers, "_sent", sending)
-        network = TwoTowers(Recipe.original(), 1000, 224, ("meta", "meta")).eval()
+        recipe = dataclasses.replace(Recipe.original(), conv6=conv6)
+        network = TwoTowers(recipe, 1000, 224, ("meta", "meta")).eval()
         network(torch.empty(1, 3, 224, 224, device="meta"))
 
         below_conv3, below_fc6, units = (128, 13, 13), (128, 6, 6), (2048,)
-        both_ways = [(shape, to) for shape in (below_conv3, below_fc6, units) for to in (0, 1)]
+        below_conv6 = [below_fc6] if conv6 else []  # the same shape
+        both_ways = [(shape, to) for shape in (below_conv3, *below_conv6, below_fc6, units) for to in (0, 1)]
         assert sorted(sent) == sorted([*both_ways, (units, 0)])
 
-    def test_where_nothing_is_let_across_neither_tower_knows_of_the_other(self, batch, monkeypatch):
+    @pytest.mark.parametrize("which", ["original", "conv6"])
+    def test_where_nothing_is_let_across_neither_tower_knows_of_the_other(self, batch, monkeypatch, which):
         """So nothing crosses but what is counted: not by a shared layer, nor a gradient."""
-        network = TwoTowers(RECIPES["original"], 10, 64).double()
+        network = TwoTowers(RECIPES[which], 10, 64).double()
         monkeypatch.setattr(_Crossing, "apply", lambda _meter, x: torch.zeros_like(x))
         hidden = []
         network.towers[1].fc7.register_forward_hook(lambda _module, _inputs, units: hidden.append(units.detach()))

@@ -21,6 +21,7 @@ from typing import Any
 from ...shards import (
     CLASSES_NAME,
     INFO_NAME,
+    LOCK_NAME,
     MANIFEST_NAME,
     MEAN_IMAGE_NAME,
     PART_SUFFIX,
@@ -34,7 +35,7 @@ from ...shards import (
     sync_folder,
 )
 from .disk import writing
-from .lock import LOCK_NAME, locked
+from .lock import locked
 from .signals import signals_ignored
 from .sources import Refusal
 

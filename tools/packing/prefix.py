@@ -28,8 +28,8 @@ from ...shards import (
     AlexshardError,
     Manifest,
     WrongCall,
+    is_another_running,
 )
-from .lock import is_another_running
 from .stores import Store
 
 MARK_NAME = ".build/lock"

@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...shards import AlexshardError, ShardName, Split, WrongCall, sync_folder
+from ...shards import LOCK_NAME, AlexshardError, ShardName, Split, WrongCall, sync_folder
 from .identity import Identity
-from .lock import LOCK_NAME
 from .output import LISTING_NAME, PLAN_NAME, Output
 from .plan import SplitPlan
 from .publish import sent_path

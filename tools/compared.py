@@ -1,0 +1,219 @@
+"""Runs as their folders tell of them: what `alextrain compare` puts side by side.
+
+Reads config.json and metrics.jsonl alone, so that neither torch nor the shard sets are needed. What a run of an
+earlier version did not write is not known of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..shards import AlexshardError, WrongCall
+
+Against = Literal["epoch", "step", "hours", "images"]
+_FIGURES = ("loss", "top1_error", "top5_error", "images_per_s", "wait_s", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of metrics.jsonl; figures that it has not, or that are not finite, are None."""
+
+    kind: Literal["train", "val"]
+    epoch: float  # completed
+    step: int  # completed
+    rates: Mapping[str, Any]  # by rate group, or that of the weights alone
+    loss: float | None
+    top1_error: float | None
+    top5_error: float | None
+    images_per_s: float | None
+    wait_s: float | None
+    seconds: float | None
+
+    @classmethod
+    def parse(cls, text: bytes) -> Line:
+        """Raises ValueError where it is no line of a run."""
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        kind, epoch, step = found.get("kind"), _number(found.get("epoch")), found.get("step")
+        if kind not in ("train", "val") or epoch is None or not isinstance(step, int) or step < 0:
+            raise ValueError(f"kind {kind!r}, epoch {found.get('epoch')!r}, step {step!r}")
+        rates = found.get("rates")
+        return cls(
+            kind,
+            epoch,
+            step,
+            rates if isinstance(rates, dict) else {"weights": found.get("lr")},
+            **{name: _number(found.get(name)) for name in _FIGURES},
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its folder has it."""
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    lines: Sequence[Line]
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        return mapping(self.config.get("recipe"))
+
+    @property
+    def classes(self) -> int | None:
+        """How many."""
+        return len(self.config["classes"]) if isinstance(self.config.get("classes"), list) else None
+
+    @property
+    def shard_set(self) -> dict[str, str | None]:
+        """Name, path and digest."""
+        told = mapping(self.config.get("shard_set"))
+        path = told.get("path")
+        name = told.get("name") or (str(path).rstrip("/").rpartition("/")[2] if path else None)
+        return {"name": name, "path": path, "digest": told.get("digest")}
+
+    @property
+    def last_step(self) -> int | None:
+        """Steps that the run has when it is done."""
+        ends = [self.config.get("last_step"), self.config.get("total_steps"), self.recipe.get("max_steps")]
+        return min((end for end in ends if isinstance(end, int)), default=None)
+
+    @cached_property
+    def train(self) -> list[Line]:
+        return [line for line in self.lines if line.kind == "train"]
+
+    @cached_property
+    def val(self) -> list[Line]:
+        return [line for line in self.lines if line.kind == "val" and line.top1_error is not None]
+
+    def places(self, lines: Sequence[Line], against: Against) -> list[float]:
+        """Where on the axis each of these lines is.
+
+        Raises:
+            WrongCall: the run does not say.
+        """
+        if against == "epoch":
+            return [line.epoch for line in lines]
+        if against == "step":
+            return [line.step for line in lines]
+        if against == "images":
+            batch = _number(self.recipe.get("batch_size"))
+            if batch is None:
+                raise _cannot(self, against, "its config.json has no batch_size")
+            return [line.step * batch for line in lines]
+        seconds = [line.seconds for line in self.train if line.seconds is not None]
+        if len(seconds) < len(self.train):
+            raise _cannot(self, against, "an earlier version wrote it, which kept no seconds")
+        # Of training: an evaluation is where the training before it ended.
+        ends = [0, *(line.step for line in self.train)]
+        return _between([line.step for line in lines], ends, [s / 3600 for s in accumulate([0.0, *seconds])])
+
+    def rate_changes(self, against: Against) -> list[float]:
+        """Where on the axis the rates changed, as far as the run has come."""
+        starts = self.config.get("schedule_steps")
+        starts = [step for step in starts if isinstance(step, int)] if isinstance(starts, list) else []
+        steps, places = [line.step for line in self.train], self.places(self.train, against)
+        changes = []
+        for before, after in pairwise(self.train):
+            if before.rates != after.rates:
+                # A line has the rates of its last step; drops on a plateau are in no schedule.
+                planned = [step for step in starts if before.step <= step < after.step]
+                changes.append(planned[0] if planned else before.step)
+        return _between(changes, steps, places)
+
+
+def read_runs(paths: Iterable[Path]) -> list[Run]:
+    """The runs of these folders, each once, by names that tell them apart.
+
+    Raises:
+        WrongCall: one is no run.
+        AlexshardError: a file of one cannot be read.
+    """
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        folders.setdefault(path.resolve(), path)
+    return [
+        Run(path, name, _read_config(path), _read_lines(path / "metrics.jsonl"))
+        for path, name in zip(folders.values(), _names(list(folders)), strict=True)
+    ]
+
+
+def _between(at: Sequence[float], known: Sequence[float], values: Sequence[float]) -> list[float]:
+    """The values at `at`, on straight lines between those that are known; the nearest one outside."""
+    return [float(value) for value in np.interp(at, known, values)] if at else []
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Each folder's own name, with so many of those above it that no two are alike."""
+    names = []
+    for folder in folders:
+        others = [other for other in folders if other != folder]
+        parts = 1
+        while any(other.parts[-parts:] == folder.parts[-parts:] for other in others):
+            parts += 1
+        names.append("/".join(folder.parts[-parts:]))
+    return names
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise WrongCall(
+            f"{path} is no run",
+            where=f"there is no {file}",
+            remedy="name folders that alextrain run made, such as runs/*",
+        )
+    try:
+        config = json.loads(file.read_bytes())
+        if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
+            raise ValueError("it is no configuration with a recipe")
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, getattr(error, "lineno", 1), error) from None
+    return config
+
+
+def _read_lines(file: Path) -> list[Line]:
+    """All whole lines: what stands behind the last line's end is still being written, or never was."""
+    lines = []
+    content = file.read_bytes() if file.is_file() else b""
+    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            lines.append(Line.parse(text))
+        except (ValueError, RecursionError) as error:
+            raise _damaged(file, number, error) from None
+    return lines
+
+
+def _damaged(file: Path, line: int, error: Exception) -> AlexshardError:
+    return AlexshardError(
+        f"{file.name} of the run cannot be read: {error}",
+        where=f"{file}, line {line}",
+        why="figures would be missing or wrong beside those of the other runs",
+        remedy="mend or remove the line, or leave the run out",
+    )
+
+
+def _cannot(run: Run, against: Against, why: str) -> WrongCall:
+    return WrongCall(f"{run.name} cannot be drawn against {against}", why=why, remedy="--against epoch")
+
+
+def _number(value: object) -> float | None:
+    """A figure, where it is a finite number."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None  # type: ignore[arg-type]
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """An object of JSON; an empty one where it is something else."""
+    return value if isinstance(value, dict) else {}

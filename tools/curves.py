@@ -1,0 +1,321 @@
+"""The picture of `alextrain compare`: loss above, error below, a line for each run.
+
+Runs are told apart by colour, by the pattern of their lines and by their markers (pen.py). Long runs have a bold
+line, the means of stretches, and behind it faintly every figure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from .lettering import Lettering
+from .loader_chart import nice
+from .pen import COLOURS, DASHES, FINE, MOST, PAPER, Pen, Points, paled, thinned
+
+WIDTH, MARGIN, LEFT, RIGHT = 1600, 40, 92, 28  # pixels of the picture, as all sizes here
+PANEL, PANEL_GAP, TITLE_GAP, BELOW = 430, 46, 12, 74
+LEGEND_ROW, SAMPLE = 32, 74
+STRETCHES = 240  # of the axis, over which long runs are averaged
+LOG_FROM = 15.0  # times between the least and the largest loss: from there on the axis is logarithmic
+MARKERS_AT_MOST = 12  # on a line
+INK, PALE, GRID, CHANGE = (30, 30, 30), (105, 105, 105), (230, 230, 230), (150, 150, 150)
+_TITLE, _NAME, _TICK = Lettering(21), Lettering(19), Lettering(17)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run: points (x, y) of its loss and of its error in percent, and where its rates changed."""
+
+    name: str
+    loss: Points
+    error: Points
+    changes: Sequence[float] = ()
+    note: str = ""  # behind its name in the legend
+
+
+def points(xs: Sequence[float], ys: Sequence[float]) -> Points:
+    """Points of these places and levels, (n, 2)."""
+    return np.array([xs, ys], dtype=np.float64).T.reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values from `low` to `high` on pixels from `begin` to `end`."""
+
+    low: float
+    high: float
+    begin: int
+    end: int
+    log: bool = False
+
+    def place(self, values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Pixels of these values; those outside are on the edge."""
+        clipped = np.clip(np.asarray(values, dtype=np.float64), self.low, self.high)
+        if self.log:
+            share = np.log(clipped / self.low) / math.log(self.high / self.low)
+        else:
+            share = (clipped - self.low) / (self.high - self.low)
+        return self.begin + share * (self.end - self.begin)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round values on the axis, and how they are written."""
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            digits = (1, 2, 5) if self.high / self.low < 2000 else (1,)
+            values = [float(f"{digit}e{power}") for power in powers for digit in digits]
+            return [(value, f"{value:g}") for value in values if self.low <= value <= self.high * 1.0001]
+        step = nice((self.high - self.low) / 4)
+        decimals = max(0, -math.floor(math.log10(step)))
+        first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
+        return [(n * step, f"{n * step:,.{decimals}f}") for n in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Where one of the two is drawn, and on which axes."""
+
+    title: str
+    x: Axis
+    y: Axis
+    lines: Sequence[Points]  # by run, as drawn in bold
+    faint: Sequence[Points]  # by run; none where the bold line has every figure
+    changes: Sequence[Sequence[float]] = field(default=())
+
+    def pixels(self, points: Points) -> Points:
+        """Points of the axes on the picture."""
+        return np.stack([self.x.place(points[:, 0]), self.y.place(points[:, 1])], axis=1)
+
+
+def draw(
+    curves: Sequence[Curve],
+    *,
+    against: str,
+    error_title: str = "validation top-1 error, %",
+    chance: tuple[str, float] | None = None,
+    notes: Sequence[str] = (),
+) -> Image.Image:
+    """The picture, RGB; at most `MOST` curves, at least one with a point.
+
+    `against` says in words what the axis below is; `chance` is the loss of a constant answer, with its name;
+    `notes` stand below all.
+    """
+    columns = _columns(curves)
+    top = MARGIN + -(-len(curves) // columns) * LEGEND_ROW + 22
+    loss_top = top + _TITLE.height + TITLE_GAP
+    error_top = loss_top + PANEL + PANEL_GAP + _TITLE.height + TITLE_GAP
+    notes_top = error_top + PANEL + BELOW
+    points = [curve.loss for curve in curves] + [curve.error for curve in curves]
+    x = _across(np.concatenate([each[:, 0] for each in points]))
+    changes = [curve.changes for curve in curves]
+    levels = [] if chance is None else [chance[1]]
+    loss = _panel("training loss", x, loss_top, [curve.loss for curve in curves], changes, levels)
+    error = _panel(error_title, x, error_top, [curve.error for curve in curves], changes, [])
+    notes = [*_key(loss, error, against), *notes]
+
+    height = notes_top + len(notes) * (_TICK.height + 4) + MARGIN - 14
+    sheet = Image.new("RGB", (WIDTH * FINE, height * FINE), PAPER)
+    pen = Pen(ImageDraw.Draw(sheet))
+    for panel in (loss, error):
+        _draw_grid(pen, panel)
+        if panel is loss and chance is not None:
+            level = float(panel.y.place([chance[1]])[0])
+            pen.line(np.array([[x.begin, level], [x.end, level]]), PALE, 1.4, (9, 6))
+        _draw_lines(pen, panel)
+    for number, (left, row) in enumerate(_legend_places(len(curves), columns)):
+        middle = row + LEGEND_ROW / 2
+        pen.line(np.array([[left, middle], [left + SAMPLE, middle]]), COLOURS[number], 2.6, DASHES[number])
+        pen.marker((left + SAMPLE / 2, middle), number, 6.5)
+    sheet = sheet.reduce(FINE)
+
+    canvas = ImageDraw.Draw(sheet)
+    _letter_legend(canvas, curves, columns)
+    for panel in (loss, error):
+        _letter_panel(canvas, panel, with_x=panel is error)
+    middle = (x.begin + x.end) / 2 - _NAME.width(against) / 2
+    _NAME.draw(canvas, (round(middle), error_top + PANEL + 36), against, INK)
+    if chance is not None:
+        words = f"dashed: {chance[0]}, a constant answer"  # above the panel, where no line runs through it
+        place = (x.end - round(_TICK.width(words)), loss_top - TITLE_GAP - _TICK.height)
+        _TICK.draw(canvas, place, words, PALE)
+    for number, note in enumerate(notes):
+        place = (LEFT, notes_top + number * (_TICK.height + 4))
+        _TICK.draw(canvas, place, _TICK.fit(note, WIDTH - LEFT - RIGHT), PALE)
+    return sheet
+
+
+def _panel(
+    title: str,
+    x: Axis,
+    top: int,
+    points: Sequence[Points],
+    changes: Sequence[Sequence[float]],
+    levels: Sequence[float],
+) -> Panel:
+    """Of the loss, whose axis shows `levels` too, or of errors in percent."""
+    is_loss = title.endswith("loss")
+    lines = [_averaged(each, x) for each in points]
+    faint = [each if len(line) < len(each) else each[:0] for each, line in zip(points, lines, strict=True)]
+    every = np.concatenate([*(each[:, 1] for each in lines), levels])
+    y = _upwards(every, top, log_allowed=is_loss, most=math.inf if is_loss else 100.0)
+    return Panel(f"{title}, logarithmic" if y.log else title, x, y, lines, faint, changes)
+
+
+def _key(loss: Panel, error: Panel, against: str) -> list[str]:
+    """What is not told elsewhere on the picture."""
+    key = []
+    if any(loss.changes):
+        grey = " (grey: of several runs)" if _shared(loss.changes) else ""
+        key.append(f"dotted verticals: learning rates change{grey}")
+    if any(len(each) for each in (*loss.faint, *error.faint)):
+        key.append(f"bold: means over {_about(loss.x.high / STRETCHES)} {against}, faint: every figure")
+    return ["; ".join(key)] if key else []
+
+
+def _about(value: float) -> str:
+    """Two digits of it.
+
+    >>> _about(0.3894), _about(3651.2)
+    ('0.39', '3,700')
+    """
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
+def _averaged(points: Points, x: Axis) -> Points:
+    """Means over stretches of the axis, where a run has more points than there are stretches."""
+    if len(points) <= STRETCHES:
+        return points
+    stretch = np.minimum((points[:, 0] - x.low) / (x.high - x.low) * STRETCHES, STRETCHES - 1).astype(np.int64)
+    counts = np.bincount(stretch, minlength=STRETCHES)
+    sums = [np.bincount(stretch, weights=column, minlength=STRETCHES) for column in points.T]
+    return np.stack([each[counts > 0] / counts[counts > 0] for each in sums], axis=1)
+
+
+def _across(values: NDArray[np.float64]) -> Axis:
+    """From the beginning of training to the last point, which is not on the edge."""
+    high = float(values.max()) if len(values) and values.max() > 0 else 1.0
+    return Axis(0.0, high * 1.005, LEFT, WIDTH - RIGHT)
+
+
+def _upwards(levels: NDArray[np.float64], top: int, *, log_allowed: bool, most: float) -> Axis:
+    """Round limits around all levels, within 0 and `most`."""
+    if not len(levels):
+        levels = np.array([0.0, 100.0])
+    low, high = float(levels.min()), float(levels.max())
+    if log_allowed and low > 0 and high / low >= LOG_FROM:
+        return Axis(low / 1.15, high * 1.15, top + PANEL, top, log=True)
+    if high - low < 1e-3 * max(abs(high), 1e-9):  # one level
+        low, high = low - max(abs(low), 1.0) / 10, high + max(abs(high), 1.0) / 10
+    step = nice((high - low) / 4)
+    # A little room, so that no line runs along the edge.
+    low_edge = math.floor((low - 0.03 * (high - low)) / step) * step
+    high_edge = math.ceil((high + 0.03 * (high - low)) / step) * step
+    return Axis(max(0.0, low_edge), min(high_edge, most), top + PANEL, top)
+
+
+def _draw_grid(pen: Pen, panel: Panel) -> None:
+    x, y = panel.x, panel.y
+    for value, _ in x.ticks():
+        at = float(x.place([value])[0])
+        pen.line(np.array([[at, y.begin], [at, y.end]]), GRID, 1)
+    for value, _ in y.ticks():
+        at = float(y.place([value])[0])
+        pen.line(np.array([[x.begin, at], [x.end, at]]), GRID, 1)
+    shared = _shared(panel.changes)
+    for at in x.place(shared):
+        pen.line(np.array([[at, y.begin], [at, y.end]]), CHANGE, 1.4, (3, 4))
+    for number, own in enumerate(panel.changes):
+        for at in x.place([value for value in own if value not in shared]):
+            pen.line(np.array([[at, y.begin], [at, y.end]]), paled(COLOURS[number], 0.55), 1.4, (3, 4))
+    frame = np.array([[x.begin, y.end], [x.begin, y.begin], [x.end, y.begin]])
+    pen.line(frame, PALE, 1.4)
+
+
+def _shared(changes: Sequence[Sequence[float]]) -> list[float]:
+    """Changes of rates that several runs have."""
+    every = [value for own in changes for value in dict.fromkeys(own)]
+    return sorted({value for value in every if every.count(value) > 1})
+
+
+def _draw_lines(pen: Pen, panel: Panel) -> None:
+    for number, faint in enumerate(panel.faint):
+        if len(faint):
+            pen.line(thinned(panel.pixels(faint)), paled(COLOURS[number], 0.28), 1)
+    for number, line in enumerate(panel.lines):
+        pen.line(panel.pixels(line), COLOURS[number], 2.6, DASHES[number])
+    for number, line in enumerate(panel.lines):
+        places = panel.pixels(line)
+        for place in places[_marked(len(places), number)]:
+            pen.marker((float(place[0]), float(place[1])), number, 5.5)
+
+
+def _marked(points: int, number: int) -> list[int]:
+    """Which points have markers: few enough to tell, those of other runs at other places, and the last."""
+    if points <= MARKERS_AT_MOST:
+        return list(range(points))
+    apart = points / MARKERS_AT_MOST
+    first = apart * (number + 0.5) / MOST
+    return [*(int(first + apart * each) for each in range(MARKERS_AT_MOST - 1)), points - 1]
+
+
+def _short_names(names: Sequence[str], room: Sequence[float]) -> list[str]:
+    """Names for the legend: where one is too long, all without the words that they have in common at either end.
+
+    >>> _short_names(["run-of-may-wide-a", "run-of-may-deep-a"], [80, 80])
+    ['…wide-…', '…deep-…']
+    """
+    if len(names) < 2 or all(_NAME.width(name) <= most for name, most in zip(names, room, strict=True)):
+        return list(names)
+    words = [re.findall(r"[^-_/ ]+[-_/ ]*|[-_/ ]+", name) for name in names]
+    fewest = min(map(len, words)) - 1  # of which every name keeps one
+    before = next((n for n in range(fewest) if len({own[n] for own in words}) > 1), fewest)
+    rest = fewest - before
+    behind = next((n for n in range(rest) if len({own[-1 - n] for own in words}) > 1), rest)
+    kept = ["".join(own[before : len(own) - behind]) for own in words]
+    return [("…" if before else "") + own + ("…" if behind else "") for own in kept]
+
+
+def _columns(curves: Sequence[Curve]) -> int:
+    """Of the legend: as many as leave room for the longest name."""
+    most = min(4, len(curves))
+    widest = max(SAMPLE + 14 + _NAME.width(f"{curve.name}  {curve.note}") + 30 for curve in curves)
+    return next((n for n in range(most, 1, -1) if widest <= _legend_width() / n), min(2, len(curves)))
+
+
+def _legend_width() -> int:
+    return WIDTH - LEFT - RIGHT
+
+
+def _legend_places(curves: int, columns: int) -> list[tuple[int, int]]:
+    """The left top of each entry, in the order of reading."""
+    across = _legend_width() // columns
+    return [(LEFT + n % columns * across, MARGIN + n // columns * LEGEND_ROW) for n in range(curves)]
+
+
+def _letter_legend(canvas: ImageDraw.ImageDraw, curves: Sequence[Curve], columns: int) -> None:
+    rooms = [_legend_width() // columns - SAMPLE - 44 - round(_NAME.width(f"  {curve.note}")) for curve in curves]
+    names = _short_names([curve.name for curve in curves], rooms)
+    for number, (left, top) in enumerate(_legend_places(len(curves), columns)):
+        name = _NAME.fit(names[number], rooms[number])
+        place = (left + SAMPLE + 14, top + (LEGEND_ROW - _NAME.height) // 2)
+        _NAME.draw(canvas, place, name, INK)
+        behind = place[0] + round(_NAME.width(f"{name}  "))
+        _NAME.draw(canvas, (behind, place[1]), curves[number].note, PALE)
+
+
+def _letter_panel(canvas: ImageDraw.ImageDraw, panel: Panel, *, with_x: bool) -> None:
+    x, y = panel.x, panel.y
+    _TITLE.draw(canvas, (x.begin, y.end - _TITLE.height - TITLE_GAP), panel.title, INK)
+    for value, words in y.ticks():
+        at = float(y.place([value])[0])
+        place = (x.begin - round(_TICK.width(words)) - 10, round(at - _TICK.height / 2))
+        _TICK.draw(canvas, place, words, PALE)
+    for value, words in x.ticks() if with_x else ():
+        at = float(x.place([value])[0])
+        _TICK.draw(canvas, (round(at - _TICK.width(words) / 2), y.begin + 8), words, PALE)

@@ -1,0 +1,352 @@
+"""A run of another process, or a finished one, as its folder shows it.
+
+    config.json, metrics.jsonl, lock, names in checkpoints/ ─► Watched ─► the live view, lines, or JSON
+
+The files are read here and not through the trainer, which brings torch along: some seconds and hundreds of
+megabytes to show ten figures, on a machine that is busy training. Nothing is written or kept locked.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from ..shards import AlexshardError, Holder, WrongCall, holder_of, printable
+from .report import print_json
+from .shown import Record, Shown, finite, json_line, percent, record_line, waiting_share
+
+LINES_OF_THE_PAST = 10
+_CHECKPOINT = re.compile(r"step-(\d+)\.pt")
+
+
+@dataclass
+class News:
+    """What a look at metrics.jsonl found."""
+
+    records: list[Record] = field(default_factory=list)
+    again: bool = False  # another file is there, and these are all its records
+    known: int = 0  # of them were in the file before, at the same place
+
+
+class Metrics:
+    """The lines of a run's metrics.jsonl as they come: each `read` gives those since the one before.
+
+    A line without its end is not yet one. A file that took the place of the one read before (a run that goes on
+    drops what came after its checkpoint) is read from its start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._file: BinaryIO | None = None  # kept open, so that no other file gets its number
+        self._rest = b""
+        self._stale = False  # a file of another machine that is there no more
+        self.unreadable = 0  # lines that are no records
+
+    def read(self) -> News:
+        """The records that came since."""
+        news = News()
+        try:
+            if self._file is None or self._replaced(self._file):
+                fresh = self._path.open("rb")
+                news.again = self._file is not None
+                self.close()
+                self._file = fresh
+            content = self._rest + self._file.read()
+        except FileNotFoundError:
+            return news  # not written yet, or between two names
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            self._stale = True
+            return news
+        *lines, self._rest = content.split(b"\n")
+        for line in lines:
+            record = _record(line)
+            if record is None:
+                self.unreadable += 1
+            else:
+                news.records.append(record)
+        return news
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._rest, self._stale, self.unreadable = None, b"", False, 0
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _replaced(self, file: BinaryIO) -> bool:
+        if self._stale:
+            return True
+        there, ours = self._path.stat(), os.fstat(file.fileno())
+        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino) or there.st_size < file.tell()
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or record.get("kind") not in ("train", "val"):
+        return None
+    numbers = (record.get("step"), record.get("epoch"))
+    return record if all(isinstance(number, int | float) for number in numbers) else None
+
+
+def newest_checkpoint(folder: Path) -> tuple[int, float] | None:
+    """Step of a run's newest checkpoint, and when it was written in seconds since 1970; None: there is none."""
+    try:
+        found = {path: _CHECKPOINT.fullmatch(path.name) for path in (folder / "checkpoints").iterdir()}
+        step, newest = max((int(name[1]), path) for path, name in found.items() if name)
+        return step, newest.stat().st_mtime
+    except (ValueError, FileNotFoundError):
+        return None  # none yet, or it was removed while we looked: the next look finds what is there then
+
+
+class Watched:
+    """What is known of the run in a folder; `look` again for what is new.
+
+    Raises:
+        WrongCall: the folder holds no run (at construction).
+        AlexshardError: its config.json cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._config_stamp: tuple[int, int] | None = None
+        self._metrics = Metrics(folder)
+        self.holder: Holder | None = holder_of(folder)
+        if self.holder is None and not (folder / "config.json").is_file():
+            found = "there is no such folder" if not folder.is_dir() else "it has no config.json"
+            raise WrongCall(
+                f"{folder} is no run: {found}",
+                why="a run is known by what its folder holds",
+                remedy="name the folder that alextrain run made or was given by --out, such as runs/SET-PRESET-s0",
+            )
+        self.shown = Shown(folder)
+        self.records: list[Record] = []
+        self.look()
+
+    def look(self) -> News:
+        """Take in what came since, and who is at work."""
+        # Before the files: what a process wrote before it let go of the lock is then seen.
+        self.holder = holder_of(self.folder)
+        config = self._changed_config()
+        news = self._metrics.read()
+        shown, before = self.shown, self.records
+        if news.again:
+            shown, self.records = Shown(self.folder, shown.config), []
+            pairs = zip(before, news.records, strict=False)
+            news.known = sum(1 for _ in takewhile(lambda pair: repr(pair[0]) == repr(pair[1]), pairs))
+        if config is not None:
+            shown.config = config
+        self.records = [*self.records, *news.records] if news.records else self.records
+        for record in news.records:
+            shown.add(record)
+        shown.heard = self._written_at()
+        shown.saved = newest_checkpoint(self.folder)
+        shown.going = self.holder is not None
+        bad = self._metrics.unreadable
+        shown.warnings = (f"{bad:,} lines of metrics.jsonl are no records",) if bad else ()
+        self.shown = shown
+        shown.state = self.state()
+        return news
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._metrics.close()
+
+    def state(self) -> str:
+        """Who is at work on the run, or how it was left, in words."""
+        shown = self.shown
+        if self.holder is not None:
+            who = f"process {self.holder.pid} on {self.holder.host}" if self.holder.pid else "somebody"
+            return f"{who} is at work on it, since {self.holder.since}"
+        if shown.done:
+            return f"done: all {shown.last_step:,} steps"
+        of = f" of {shown.last_step:,}" if shown.last_step else ""
+        step = max(shown.step, shown.saved[0] if shown.saved else 0)
+        return f"stopped after step {step:,}{of}: nobody is at work on it"
+
+    def verdict(self) -> str:
+        """How the run ended, and the way on."""
+        shown = self.shown
+        if not shown.done:
+            return f"{self.state()}; alextrain run --resume {click.format_filename(self.folder)} goes on"
+        best = f"; best top-1 error {percent(shown.best['top1_error'])}" if shown.best else ""
+        return f"{self.state()}{best}"
+
+    def report(self) -> dict[str, Any]:
+        """All that is known, for programs: units in the names, None where something is not known."""
+        shown, now = self.shown, time.time()
+        kind = "at work" if self.holder else "done" if shown.done else "stopped"
+        speed, waiting = shown.images_per_s, shown.waiting
+        return {
+            **shown.plan(),
+            "state": kind,
+            "holder": None if self.holder is None else _holder(self.holder),
+            "step": shown.step,
+            **shown.derived(now),
+            "images_per_s": speed,
+            "waiting_share": waiting,
+            "checkpoint_step": shown.saved[0] if shown.saved else None,
+            "checkpoint_age_s": now - shown.saved[1] if shown.saved else None,
+            "train": shown.train,
+            "val": shown.val,
+            "best": shown.best,
+        }
+
+    def _changed_config(self) -> Mapping[str, Any] | None:
+        """What config.json holds, where it is not the one read before."""
+        path = self.folder / "config.json"
+        try:
+            stamp = path.stat()
+            if self._config_stamp == (stamp.st_ino, stamp.st_mtime_ns):
+                return None
+            config = json.loads(path.read_bytes())
+            if not isinstance(config, dict):
+                raise ValueError(f"it holds {type(config).__name__}, not an object")
+        except FileNotFoundError:
+            return None  # the run is just being made
+        except ValueError as error:
+            raise AlexshardError(
+                f"config.json of the run cannot be read: {error}",
+                where=f"{path}, line {getattr(error, 'lineno', 1)}",
+                why="how many steps and classes the run has is known from there alone",
+                remedy="bring the file back as the run wrote it",
+            ) from error
+        self._config_stamp = stamp.st_ino, stamp.st_mtime_ns
+        return config
+
+    def _written_at(self) -> float | None:
+        try:
+            return (self.folder / "metrics.jsonl").stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+
+def _holder(holder: Holder) -> dict[str, Any]:
+    return {"host": holder.host, "pid": holder.pid or None, "since": holder.since}
+
+
+def show_once(folder: Path, *, as_json: bool) -> None:
+    """Print the state of the run on stdout."""
+    watched = Watched(folder)
+    watched.close()
+    if as_json:
+        print_json(finite(watched.report()))
+        return
+    from .live_region import coded
+    from .live_view import picture
+
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 80
+    for line in picture(watched.shown, width=width - 1, now=time.time()):
+        click.echo(coded(line, sys.stdout, coloured=terminal))
+
+
+def follow(folder: Path, *, as_json: bool, every_s: float) -> None:
+    """Show the run until nobody is at work on it: a live view on a terminal, else lines or JSON, all on stdout."""
+    with ExitStack() as stack:
+        watched = stack.enter_context(closing(Watched(folder)))
+        tell: Callable[[str, News], None]
+        if as_json:
+            tell = _Json(watched).tell
+        elif sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+            tell = stack.enter_context(_View(watched)).tell
+        else:
+            tell = _Text(watched).tell
+        holder = watched.holder
+        while watched.holder is not None:
+            time.sleep(every_s)  # a signal's handler raises, which ends it
+            news, holder, before = watched.look(), watched.holder, holder
+            what = ""
+            if holder is not None and before is not None and holder.pid != before.pid:
+                what = f"{holder}, goes on with the run"
+            elif news.again:
+                what = f"metrics.jsonl was written anew: figures up to step {watched.shown.step:,}"
+            tell(what, news)
+    if as_json:
+        click.echo(json_line("end", **watched.report()))
+    else:
+        click.echo(printable(watched.verdict()))
+
+
+class _Text:
+    """The past's last few lines, then each as it comes."""
+
+    def __init__(self, watched: Watched) -> None:
+        click.echo(f"{printable(str(watched.folder))}: {printable(watched.state())}")
+        for record in watched.records[-LINES_OF_THE_PAST:]:
+            click.echo(record_line(record))
+
+    def tell(self, what: str, news: News) -> None:
+        """What is new."""
+        if what:
+            click.echo(printable(what))
+        for record in news.records[news.known :]:
+            click.echo(record_line(record))
+
+
+class _View(ExitStack):
+    """The live view; a line above it says what happened."""
+
+    def __init__(self, watched: Watched) -> None:
+        from .live_region import Region
+        from .live_view import picture
+
+        super().__init__()
+        self._region = Region(
+            sys.stdout, lambda width: picture(watched.shown, width=width, now=time.time()), every_s=0.5
+        )
+        self.enter_context(self._region)
+
+    def tell(self, what: str, _news: News) -> None:
+        """What happened; the figures are in the view."""
+        from rich.text import Text
+
+        self._region.print([Text(printable(what))] if what else [])
+
+
+class _Json:
+    """Every line of metrics.jsonl, those of the past too, as JsonLines of a run has them.
+
+    `begin` is as there, with state and holder; `again` says that another file is there, and its lines follow from
+    the first; `end` has the state, and what `--once --json` has.
+    """
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched, self._begun = watched, False
+        self.tell("", News(watched.records))
+
+    def tell(self, what: str, news: News) -> None:
+        """What is new."""
+        shown, holder = self._watched.shown, self._watched.holder
+        if shown.config and not self._begun:
+            self._begun = True
+            who = None if holder is None else _holder(holder)
+            click.echo(json_line("begin", **shown.plan(), step=shown.step, holder=who))
+        if what:
+            click.echo(json_line("again" if news.again else "say", line=what, step=shown.step))
+        for record in news.records:
+            fields = {name: value for name, value in record.items() if name != "kind"}
+            about = {"waiting_share": waiting_share(record), "chance_loss": shown.chance_loss}
+            click.echo(json_line(record["kind"], **fields, **about))
