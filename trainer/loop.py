@@ -18,12 +18,11 @@ import dataclasses
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..pipeline import Arrivals, Loader, RemoteShelf, span
 from ..shards import ShardSet, WrongCall, byte_size
@@ -202,6 +201,15 @@ class _Run:
 
     def go(self) -> Outcome:
         """Train to the end, or to a signal."""
+        try:
+            return self._go()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        # Here the error, and the batch that it held, are gone.
+        raise self._out_of_memory()
+
+    def _go(self) -> Outcome:
         self.window.restart()
         try:
             self._evaluate_if_due()
@@ -212,7 +220,7 @@ class _Run:
         finally:
             if self.board is not None:
                 self.board.close()
-            self.saver.tell()
+            self.saver.wait()
         self.saver.finish()
         if self.figures.flush() is not None:
             self.reporter.warn(f"{self.figures.held:,} lines of {self.folder.metrics} could not be written")
@@ -229,7 +237,7 @@ class _Run:
         batches = iter(self.feeder)
         while self.step < self.plan.last_step and not self._stop_asked():
             asked = time.perf_counter()
-            batch = self._next(batches)
+            batch = next(batches, None)
             if batch is None:
                 break
             self.window.waited(time.perf_counter() - asked)
@@ -261,7 +269,7 @@ class _Run:
     def _one(self, batch: Fed) -> None:
         before = self._crossed()
         with span("step", images=batch.count):
-            self.window.add(self._stepped(batch), batch.count)
+            self.window.add(self.stepper.step(self.step, batch.images, batch.labels), batch.count)
             self.leash.queued()
         self.progress = dataclasses.replace(self.progress, step=self.step + 1)
         save = self.saver.due_by_steps(self.step)
@@ -277,23 +285,6 @@ class _Run:
         if save or (not self.window.steps and self.saver.due_by_time(epoch_ends=False)):
             self._save()
 
-    def _next(self, batches: Iterator[Fed]) -> Fed | None:
-        try:
-            return next(batches, None)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-        raise self._out_of_memory()
-
-    def _stepped(self, batch: Fed) -> Tensor:
-        try:
-            return self.stepper.step(self.step, batch.images, batch.labels)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-        del batch  # here the error and what it held are gone
-        raise self._out_of_memory()
-
     def _out_of_memory(self) -> OutOfMemory:
         """What to say of it: the largest batch, of a few, that fits. The network is not used again."""
         share, fits = self.recipe.batch_size // self.ranks.count, None
@@ -305,6 +296,10 @@ class _Run:
             fits = more
         device = " and ".join(map(str, self.machine.devices))
         return OutOfMemory(self.recipe.batch_size, self.ranks.count, fits, device, self.folder.newest)
+
+    def _rates(self) -> dict[str, float | None]:
+        """Of the last step, by group."""
+        return dict(self.stepper.schedule.at(max(0, self.step - 1)).rates)
 
     def _crossed(self) -> Crossed | None:
         network = self.stepper.network
@@ -327,7 +322,7 @@ class _Run:
         """Take the figures of the steps since the last line; they are written when they are here."""
         if due and self.window.steps:
             line = self.window.line(self.stepper.update_ratios())
-            self.lines.append((self.step, self.stepper.rates, line))
+            self.lines.append((self.step, self._rates(), line))
 
     def _write_lines(self, *, wait: bool) -> None:
         """Write the lines that have come over from the device, or all.
@@ -407,7 +402,7 @@ class _Run:
             images_per_s=evaluation.images_per_s,
             wait_s=evaluation.wait_s,
             seconds=seconds,
-            rates=self.stepper.rates,
+            rates=self._rates(),
             memory_bytes=self.machine.memory_bytes(),
         )
         self._write(record, evaluation)
@@ -468,7 +463,9 @@ class _Run:
 
     def _check_weights(self) -> None:
         """Losses are those of the network before its update, so the weights are looked at themselves."""
-        if not all(part.isfinite().all() for parts in self.stepper.network.pieces().values() for part in parts):
+        pieces = self.stepper.network.pieces().values()
+        # Least and most, since a tensor of what is finite would be as large as the weights.
+        if not all(each.isfinite() for parts in pieces for part in parts for each in part.aminmax()):
             raise self._diverged(f"the weights after step {self.step:,} are not finite")
 
     def _diverged(self, what: str) -> Diverged:

@@ -90,11 +90,12 @@ class Figures:
         if not self._held:
             return None
         try:
-            with self._path.open("ab") as file:
-                whole = file.tell()
+            # Unbuffered: what Python held back would be tried again when the file is cut, and fail again.
+            with self._path.open("ab", buffering=0) as file:
+                whole, rest = file.tell(), "".join(self._held).encode()
                 try:
-                    file.write("".join(self._held).encode())
-                    file.flush()
+                    while rest:
+                        rest = rest[file.write(rest) :]
                 except OSError:
                     file.truncate(whole)  # no half of a line
                     raise

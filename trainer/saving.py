@@ -57,8 +57,9 @@ class Saver:
     def begin(self, progress: Progress) -> None:
         """This state is on the disk, the run goes on from it."""
         self._last = progress
-        if self._first and progress.is_best:  # the process may have been killed before it could say so
-            self._folder.mark_best(self._folder.newest)
+        path = self._folder.checkpoint_of(progress.step)
+        if self._first and progress.is_best and path.is_file():
+            self._folder.mark_best(path)  # the process may have been killed before it could
 
     def due_by_steps(self, step: int) -> bool:
         """Whether a state is asked for after this step."""
@@ -109,6 +110,7 @@ class Saver:
         if written is not None:
             self._reporter.saved(written)
         if error is not None:
+            self._last = None  # so that it is tried again, be there no step more
             self._reporter.warn(
                 f"a checkpoint could not be written: {error.strerror or error}. Training goes on; the last good "
                 f"one is {self._folder.newest}, and the next is tried when it is due"
@@ -129,5 +131,5 @@ class Saver:
         if written is not None:
             self._reporter.saved(written)
         if error is not None:
-            assert self._last is not None
-            raise NotSaved(self._last.step, error, self._folder.path, self._folder.newest)
+            step = self._last.step if self._last is not None else 0
+            raise NotSaved(step, error, self._folder.path, self._folder.newest)

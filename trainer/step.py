@@ -96,11 +96,6 @@ class Stepper:
         assert self._segment is not None
         return self.sgd.update_ratios(self._segment)
 
-    @property
-    def rates(self) -> dict[str, float | None]:
-        """The rates of the last step by group; None: frozen. Before the first step there are none."""
-        return {} if self._segment is None else dict(self._segment.rates)
-
     def fits(self, count: int, side: int) -> bool:
         """Whether forward and backward of `count` images of `side` find memory; after one step that did not.
 
@@ -253,5 +248,5 @@ def out_of_memory(error: BaseException) -> bool:
 # How torch's allocator for the cores, oneDNN and cuBLAS say it.
 _NO_MEMORY = (
     *("can't allocate memory", "not enough memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED"),
-    *("could not create a memory", "could not create a primitive"),
+    *("could not create a memory", "could not create a primitive", "can't start new thread"),
 )
