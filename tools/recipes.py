@@ -147,10 +147,10 @@ def text(found: dict[str, Any]) -> str:
 
 def as_toml(recipe: Recipe) -> str:
     """All fields with what they are and where they come from; `--config` takes it as it is."""
-    lines, fields = [f"# {ABOUT[recipe.preset][0]}"], recipe.to_json()
+    lines, fields = [f"# {ABOUT[recipe.preset][0]}; in brackets where it is from"], recipe.to_json()
     for field in dataclasses.fields(recipe):
         about, source = description(field)
-        comment = "; ".join(part for part in (about, f"fidelity.md {source}" if "§" in source else source) if part)
+        comment = " ".join(part for part in (about, f"[{source}]" if source else "") if part)
         if field.name != "layer_rates":
             lines.append(f"{field.name} = {_toml(fields[field.name])}" + (f"  # {comment}" if comment else ""))
             continue

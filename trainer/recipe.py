@@ -1,9 +1,10 @@
 """Everything that decides a run's result, as one frozen value; the presets, to the last constant.
 
 `original` is what produced the paper's numbers (the released configuration 145-2010), `paper` is what the text
-says. Constants stand in fidelity.md: §0 (presets side by side, schedule), §2.1 (normalisers), §3.5 (jitter),
-§6 (optimiser), and what else the 2012 source says in schedules.py. Rates are per step on the mean gradient of a
-batch; pixels are 0..255 with the mean subtracted.
+says. Files that fields name as their source are those of the 2012 source, and of cuda-convnet2, the author's
+successor. All constants stand in fidelity.md: §0 (presets side by side, schedule), §2.1 (normalisers), §3.5
+(jitter), §6 (optimiser), and what else the 2012 source says in schedules.py. Rates are per step on the mean
+gradient of a batch; pixels are 0..255 with the mean subtracted.
 """
 
 # ruff: noqa: RUF009  (`told` makes fields)
@@ -35,57 +36,83 @@ class Recipe:
         WrongCall: a value is of the wrong kind or out of its range (at construction).
     """
 
-    preset: Literal["original", "paper", "dexp", "cnn-star"] = told("what the fields began as", "§0")
+    preset: Literal["original", "paper", "dexp", "cnn-star"] = told("what the fields began as", "a choice")
 
     # network
-    width: float = told("factor on every per-tower count", "§1.3", 1.0)
+    width: float = told("factor on every per-tower count", "a choice", 1.0)
     conv1_pad: Literal["bottom-right", "symmetric"] = told(
-        "as the original, or torchvision's 2 on every side", "§1.2", "bottom-right"
+        "as the original, or torchvision's 2 on every side", "layer.py of the 2012 source", "bottom-right"
     )
-    layer1_order: Literal["lrn-pool-relu", "relu-lrn-pool"] = told("the first squares signed values", "§0")
-    lrn_n: int = told("maps that a response is normalised over", "§2.1", 5)
-    lrn_k: float = told("LRN: d = k + a · sum of squares; the exponent is 3/4", "§2.1", 2.0)
-    lrn_a: float = told("per square: already divided by n", "§2.1")
-    same_map_n: int = told("side of the second normaliser's window, within a map", "§2.1", 5)
-    same_map_k: float = told("", "§2.1", 1.0)
-    same_map_a: float | None = told("none: no same-map normaliser behind LRN 2", "§2.1")
-    conv6: bool = told("a sixth convolution behind pool5, of both towers' maps: 1 CNN* of Table 2", "§7.3", False)
-    conv6_std: float = told("of its first weights", "§7.3", 0.03)
-    conv6_bias: float = told("its first biases", "§7.3", 1.0)
-    init_std: tuple[float, ...] = told(f"of the first weights of {', '.join(LAYERS)}", "§0")
-    init_bias: tuple[float, ...] = told("first biases of the same layers", "§0", INIT_BIAS)
-    init_fan_in: bool = told("std times sqrt(fan-in at width 1 / fan-in), for tiny networks", "§1.3", False)
-    init_from: str | None = told("digest of the network whose weights it begins with (--init-from)", "§7.4", None)
-    dropout: bool = told("fc6 and fc7: mask 0/1 in training, outputs ×0.5 at test", "§6", True)
+    layer1_order: Literal["lrn-pool-relu", "relu-lrn-pool"] = told(
+        "the first squares signed values", "paper §3.3, §3.5; layers-145.cfg"
+    )
+    lrn_n: int = told("maps that a response is normalised over", "paper §3.3; layer-params-145.cfg", 5)
+    lrn_k: float = told(
+        "LRN: d = k + a · sum of squares; the exponent is 3/4", "paper §3.3; layer-params-145.cfg", 2.0
+    )
+    lrn_a: float = told("per square: already divided by n", "paper §3.3; layer.py divides by n")
+    same_map_n: int = told("side of the second normaliser's window, within a map", "layers-145.cfg", 5)
+    same_map_k: float = told("", "layer-params-145.cfg", 1.0)
+    same_map_a: float | None = told("none: no same-map normaliser behind LRN 2", "layer-params-145.cfg")
+    conv6: bool = told(
+        "a sixth convolution behind pool5, of both towers' maps: 1 CNN* of Table 2",
+        "paper §6; layers-146-2012-2011.cfg",
+        False,
+    )
+    conv6_std: float = told("of its first weights", "layers-146-2012-2011.cfg", 0.03)
+    conv6_bias: float = told("its first biases", "layers-146-2012-2011.cfg", 1.0)
+    init_std: tuple[float, ...] = told(f"of the first weights of {', '.join(LAYERS)}", "paper §5; layers-145.cfg")
+    init_bias: tuple[float, ...] = told("first biases of the same layers", "paper §5; layers-145.cfg", INIT_BIAS)
+    init_fan_in: bool = told("std times sqrt(fan-in at width 1 / fan-in), for tiny networks", "a choice", False)
+    init_from: str | None = told(
+        "digest of the network whose weights it begins with (--init-from)", "paper §6", None
+    )
+    dropout: bool = told("fc6 and fc7: mask 0/1 in training, outputs ×0.5 at test", "paper §4.2; layer.cu", True)
 
     # data
-    augment: Literal["original", "paper"] | None = told("crops, mirror, jitter; none: the centre alone", "§3")
-    mean: Literal["image", "channel"] = told("what is subtracted", "§3.3", "image")
-    mean_crop: Literal["own", "centre"] = told("of the mean image, from crops elsewhere than the centre", "§3.3")
-    order: Literal["global", "windowed", "stored"] = told("stored: the order on disk in every epoch", "§0")
-    window: int | None = told("shards that `windowed` mixes at a time; none: by the set's size", "D1", None)
-    eigen: Literal["set", "published"] = told("whose colour components the jitter uses", "§3.5", "set")
+    augment: Literal["original", "paper"] | None = told(
+        "crops, mirror, jitter; none: the centre alone", "paper §4.1; convdata_jpeg.py"
+    )
+    mean: Literal["image", "channel"] = told("what is subtracted", "paper §2", "image")
+    mean_crop: Literal["own", "centre"] = told(
+        "of the mean image, from crops elsewhere than the centre", "convdata_jpeg.py"
+    )
+    order: Literal["global", "windowed", "stored"] = told(
+        "stored: the order on disk in every epoch", "paper: a choice; original: data.py of cuda-convnet2"
+    )
+    window: int | None = told("shards that `windowed` mixes at a time; none: by the set's size", "a choice", None)
+    eigen: Literal["set", "published"] = told(
+        "whose colour components the jitter uses", "paper §4.1; input_meta of cuda-convnet2", "set"
+    )
 
     # optimiser
-    batch_size: int = told("of all devices together", "§0", 128)
-    precision: Precision = told("of convolutions and products; weights and velocity are fp32", "§2.3", "fp32")
-    momentum: float = told("", "§6", 0.9)
-    weight_decay: float = told("on weights, times the rate; biases have none", "§6", 0.0005)
+    batch_size: int = told("of all devices together", "paper §5", 128)
+    precision: Precision = told("of convolutions and products; weights and velocity are fp32", "a choice", "fp32")
+    momentum: float = told("", "paper §5", 0.9)
+    weight_decay: float = told("on weights, times the rate; biases have none", "paper §5; layer.cu", 0.0005)
 
     # schedule: pairs of a moment and the rate from there on; a rate of 0 (or none) freezes
-    weight_rates: Rates = told("moments in epochs of `schedule_epochs`", "§0")
-    bias_rates: Rates | None = told("none: as the weights", "§0", None)
-    layer_rates: LayerRates = told("of parameters with rates of their own, as conv1's freeze", "§0", ())
-    jitter_epochs: float | None = told("when the colour jitter ends; none: never", "§0", None)
-    schedule_epochs: float = told("the length that the moments are written for; other lengths scale", "§0")
-    drop_on: Literal["epochs", "plateau"] = told(
-        "plateau: moments count drops, made when validation stops improving", "§6", "epochs"
+    weight_rates: Rates = told("moments in epochs of `schedule_epochs`", "paper §5; layer-params-145-2010.cfg")
+    bias_rates: Rates | None = told("none: as the weights", "layer-params-145-2010.cfg", None)
+    layer_rates: LayerRates = told(
+        "of parameters with rates of their own, as conv1's freeze", "layer-params-145-2010.cfg", ()
     )
-    patience: int = told("of `plateau`, in epochs: the best value may be so old", "§6", 5)
-    epochs: int = told("", "§0")
+    jitter_epochs: float | None = told(
+        "when the colour jitter ends; none: never", "layer-params-145-2010.cfg", None
+    )
+    schedule_epochs: float = told(
+        "the length that the moments are written for; other lengths scale", "paper §5; layer-params-145-2010.cfg"
+    )
+    drop_on: Literal["epochs", "plateau"] = told(
+        "plateau: moments count drops, made when validation stops improving",
+        "paper §5, which gives no rule",
+        "epochs",
+    )
+    patience: int = told("of `plateau`, in epochs: the best value may be so old", "a choice", 5)
+    epochs: int = told("", "paper §5; layer-params-145-2010.cfg")
     max_steps: int | None = told("ends the run early and changes nothing before that", "", None)
 
-    seed: int = told("of initialisation, order, augmentation and dropout", "D1", 0)
+    seed: int = told("of initialisation, order, augmentation and dropout", "a choice", 0)
 
     @classmethod
     def original(cls) -> Recipe:
