@@ -39,7 +39,7 @@ $(READY): pyproject.toml setup.cfg constraints.txt $(C_SOURCES)
 	@touch $@
 
 .PHONY: demo
-demo: setup ## the main job: draw a sample set (or DATA=/data/ilsvrc2010), build, verify, train, eval, bench
+demo: setup ## the main job: draw a sample set (or DATA=/data/ilsvrc2010), build, verify, train, eval, export, bench
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo $(if $(DATA),"$(DATA)")
 
 .PHONY: test

@@ -49,9 +49,10 @@ WARM_STEPS, STEPS = {"cpu": 1, "cuda": 10}, {"cpu": 3, "cuda": 30}
 
 
 def recipe_named(name: str) -> Recipe:
-    """
+    """The recipe of a preset.
+
     Raises:
-        WrongCall: there is no such preset; names the nearest.
+        WrongCall: there is none of that name; the message has the nearest.
     """
     if name not in PRESETS:
         raise WrongCall(f"no preset {name!r}", remedy=f"did you mean {nearest(name, PRESETS)}?")

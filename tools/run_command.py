@@ -206,7 +206,8 @@ def _torchrun(ranks: Ranks) -> str:
 
 
 def _interval(text: str) -> SaveEvery:
-    """
+    """A number of steps, or a time.
+
     >>> _interval("500"), _interval("10min")
     (SaveEvery(steps=500, seconds=300.0), SaveEvery(steps=None, seconds=600.0))
     """
