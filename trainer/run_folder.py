@@ -233,11 +233,13 @@ class RunFolder:
 
         Raises:
             WrongCall: there is no run here.
-            BadCheckpoint: its states cannot be read.
+            DamagedRun: config.json cannot be read.
+            BadCheckpoint: there is none, and the states cannot be read either.
         """
         if not self.path.is_dir():
             raise WrongCall(f"no run {self.path}", remedy="alextrain run --resume RUN names a run's folder")
-        return self.load(say=say).recipe
+        recipe = self.configuration().get("recipe")
+        return self.load(say=say).recipe if not isinstance(recipe, dict) else Recipe.from_json(recipe)
 
     def records(self) -> list[Record]:
         """The lines of metrics.jsonl; a last line that a killed process left half-written is passed over.

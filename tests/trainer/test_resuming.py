@@ -351,6 +351,7 @@ except AlexshardError as error:
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_which_batch_was_tried_and_fits(tmp_path):
     def run(batch, out):
         words = (sys.executable, "-c", OUT_OF_MEMORY, tmp_path / "set", tmp_path / out, batch, 250)
