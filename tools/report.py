@@ -20,12 +20,18 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def json_on_failure(as_json: bool) -> Iterator[None]:
-    """With `--json` an error too is one object on stdout; its message goes to stderr and its exit code stays."""
+def json_on_failure(as_json: bool, *, lines: bool = False) -> Iterator[None]:
+    """With `--json` an error too is one object on stdout; its message goes to stderr and its exit code stays.
+
+    With `lines` it is an event in a line, as those before it.
+    """
     try:
         yield
     except AlexshardError as error:
         if as_json:
             about = {"what": error.what, "where": error.where, "why": error.why, "remedy": error.remedy}
-            print_json({"error": about, "exit_code": error.exit_code})
+            from .shown import json_line  # which takes SCHEMA from here
+
+            failure = {"error": about, "exit_code": error.exit_code}
+            click.echo(json_line("error", **failure)) if lines else print_json(failure)
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,7 +100,7 @@ def run_command(
     SIGHUP finish the step and write a checkpoint. Under torchrun
     (torchrun --nproc-per-node 2 --no-python alextrain run …) all ranks train one network.
     """
-    with json_on_failure(as_json):
+    with json_on_failure(as_json, lines=True):
         save_every = _interval(checkpoint_every)
         from ..trainer import Machine, Ranks, RunFolder, train, validation_split, weights_digest
         from .training_lines import reporter_for
@@ -181,18 +182,23 @@ def _end(outcome: Outcome, ranks: Ranks, go_on: str, judge: str, *, quiet: bool,
             top5_error=outcome.evaluation.top5_error if outcome.evaluation else None,
             go_on=go_on if stopped is not None else None,
         )
-        click.echo(line)
+        _tell(line)
     elif ranks.first and stopped is not None and not quiet:
-        click.echo(
+        _tell(
             f"stopped by {stopped.name} after step {outcome.step:,} of {outcome.total_steps:,}; "
             f"everything is in {shown}. To go on:\n  {go_on}",
             err=True,
         )
     elif ranks.first and not quiet:
-        click.echo(f"{outcome.step:,} steps done; network, figures and configuration are in {shown}. Next:")
-        click.echo(f"  {judge}")
+        _tell(f"{outcome.step:,} steps done; network, figures and configuration are in {shown}. Next:\n  {judge}")
     if stopped is not None:
         sys.exit(128 + stopped)
+
+
+def _tell(text: str, *, err: bool = False) -> None:
+    """The last words; if their reader has gone away the run has still ended as it did."""
+    with suppress(OSError):
+        click.echo(text, err=err)
 
 
 def _torchrun(ranks: Ranks) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..shards import ShardSet, WrongCall, is_address
+from ..shards import NoShardSet, ShardSet, WrongCall, is_address
 
 if TYPE_CHECKING:
     from ..trainer import Checkpoint
@@ -52,9 +52,8 @@ def shard_set_of(shards: str | None, run: Path | None, cache: Path | None, cache
     from ..pipeline import open_shard_set, parse_bytes
     from ..trainer import RunFolder
 
-    if shards is None and run is not None:
-        shards = RunFolder(run).shard_set()
-    shards = shards or "shards"
+    own = RunFolder(run).shard_set() if shards is None and run is not None else None
+    shards = shards or own or "shards"
     cache_bytes = None if cache_size is None else parse_bytes(cache_size)
     if not is_address(shards) and (cache, cache_size) != (None, None):
         raise WrongCall(
@@ -62,7 +61,18 @@ def shard_set_of(shards: str | None, run: Path | None, cache: Path | None, cache
             why="shards of a folder are read where they are",
             remedy="leave it out",
         )
-    return open_shard_set(shards, cache=cache, cache_bytes=cache_bytes)
+    try:
+        return open_shard_set(shards, cache=cache, cache_bytes=cache_bytes)
+    except NoShardSet as error:
+        if own is None or run is None:
+            raise
+        about = RunFolder(run).configuration()["shard_set"]
+        raise WrongCall(
+            f"the shard set that {run} was trained on is not at {own}: {error.what}",
+            where=f"it was called {about.get('name')}, digest {str(about.get('digest'))[:12]}…",
+            why="what a run goes on with, or is evaluated on, must be what it was trained on",
+            remedy="say by --shards where it is now",
+        ) from error
 
 
 def network_of(run: Path, *, best: bool = False) -> Checkpoint:

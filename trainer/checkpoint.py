@@ -45,6 +45,7 @@ class Checkpoint:
     channel_mean: tuple[float, ...]  # of the three, as the set's manifest has it
     shard_set: str  # digest
     set_name: str
+    training_images: int  # of the set's training split
     steps_per_epoch: int
     step: int
     evaluated_step: int  # the last step whose network was evaluated; -1: none
@@ -86,8 +87,8 @@ class Checkpoint:
         if not path.is_file():
             raise WrongCall(
                 f"no checkpoint {path}",
-                why="there is no network to continue or to evaluate",
-                remedy="name a run folder that holds one; a run writes it when it begins",
+                why="there is no network to go on with, or to ask",
+                remedy="name a run's folder, or one of the files in its checkpoints/",
             )
         try:
             with zipfile.ZipFile(path) as archive:  # torch writes CRCs, and does not look at them
@@ -197,7 +198,7 @@ def _is_text(value: object) -> bool:
 # What each value of a file must be before anything is done with it.
 _SHAPES: dict[str, Callable[[Any], bool]] = {
     "recipe": lambda value: isinstance(value, dict) and all(map(_is_text, value)),
-    **dict.fromkeys(("side", "stored_side", "steps_per_epoch", "step"), _is_count),
+    **dict.fromkeys(("side", "stored_side", "training_images", "steps_per_epoch", "step"), _is_count),
     "evaluated_step": lambda value: isinstance(value, int) and value >= -1,
     "evaluation": lambda value: value is None or isinstance(value, dict),
     "classes": _is_classes,
@@ -222,6 +223,6 @@ def _unreadable(path: Path, reason: str) -> BadCheckpoint:
     return BadCheckpoint(
         f"the checkpoint cannot be read: {reason}",
         where=str(path),
-        why="a run continued from damaged weights would not be that run",
-        remedy="restore the file from a copy, or start anew with another --out",
+        why="with damaged weights a network answers otherwise, and a run would be another",
+        remedy="restore the file from a copy, or take another state of the run",
     )

@@ -15,6 +15,7 @@ and speaks. What they do together they do after the same steps: sums of figures,
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 
 from ..pipeline import Arrivals, Loader, RemoteShelf, span
-from ..shards import ShardSet, WrongCall, byte_size
+from ..shards import AlexshardError, ShardSet, WrongCall, byte_size
 from .beginning import begin_with
 from .checkpoint import Checkpoint
 from .evaluate import Evaluation, evaluate, evaluation_loader
@@ -97,8 +98,19 @@ def train(
         interrupt = stack.enter_context(stopping_in_order())
         stack.enter_context(others_there(machine.ranks))
         run = _Run(plan, run_folder, interrupt, reporter, eval_every, log_every, stack)
-        run.open(resume, init_from, Saver(plan, run_folder, save_every or SaveEvery(), keep, reporter))
-        return run.go()
+        try:
+            run.open(resume, init_from, Saver(plan, run_folder, save_every or SaveEvery(), keep, reporter))
+            outcome = run.go()
+        except AlexshardError as error:
+            if machine.ranks.first:
+                run_folder.write_end("failed", run.step, what=error.what, remedy=error.remedy)
+            raise
+        if machine.ranks.first:
+            stopped = outcome.stopped_by
+            run_folder.write_end(
+                "done" if stopped is None else "stopped", outcome.step, number=stopped and stopped.name
+            )
+        return outcome
 
 
 def _alone(folder: RunFolder, machine: Machine, stack: ExitStack) -> str | None:
@@ -179,13 +191,14 @@ class _Run:
         if self.ranks.first:
             self.folder.open(step=self.step, evaluated_step=self.progress.evaluated_step)
             self.folder.write_config(config)
+            self.reporter.begin(self.folder.path, config, self.step)
         if resume is not None:
             self.saver.begin(self.progress)
         self._save()
         self.saver.finish()  # however early the run ends, there is something to resume
         self.board = TensorBoard(self.folder.path, from_step=self.step + 1) if self.ranks.first else None
-        if self.ranks.first:
-            self.reporter.begin(self.folder.path, config, self.step)
+        if self.step == 0:
+            self._draw_filters()
         path = self.folder.path
         self._say(f"run {path}" if resume is None else f"{path} goes on after step {self.step:,}")
         for line in (*self.plan.lines(eval_every=self.eval_every), loading_line(self.feeder.loader), *lines):
@@ -383,6 +396,8 @@ class _Run:
                 # Kept: on a card building one takes longer than the evaluation.
                 loader = evaluation_loader(self.recipe, self.plan.shard_set, split, self.machine)
                 self._evaluation_loader = self._stack.enter_context(loader)
+            if self.ranks.first:
+                self.reporter.evaluating(split, self._evaluation_loader.num_samples)
             began = time.perf_counter()
             evaluation = evaluate(
                 self.stepper.module, self._evaluation_loader, ranks=self.ranks, stop=self.interrupt
@@ -406,12 +421,15 @@ class _Run:
             memory_bytes=self.machine.memory_bytes(),
         )
         self._write(record, evaluation)
+        self._draw_filters()
+        if self.progress.is_best:
+            self._save()
+
+    def _draw_filters(self) -> None:
         if self.board is not None:
             pieces = self.stepper.network.pieces()["conv1.weight"]
             filters = torch.cat([piece.detach().cpu() for piece in pieces])
-            self.board.picture("conv1/filters", filters_picture(filters), self.step)
-        if self.progress.is_best:
-            self._save()
+            self.board.picture("conv1/filters", filters_picture(filters, scale=4), self.step)
 
     def _note(self, evaluation: Evaluation) -> None:
         """Take an evaluation into what is known of the run; it may drop the rates, or end it."""
@@ -451,7 +469,7 @@ class _Run:
                 f"figures could not be written to {self.folder.metrics}: {error.strerror}. Training goes on; they "
                 "are held back until there is room"
             )
-        self.board.add(record)
+        self.board.add(record, chance_loss=math.log(self.plan.num_classes))
         self.reporter.record(record, evaluation)
 
     def _save(self) -> None:

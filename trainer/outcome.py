@@ -33,6 +33,9 @@ class Reporter:
     def begin(self, folder: Path, config: dict[str, Any], step: int) -> None:
         """Once, before the first step: the run's folder, what its config.json holds, the steps done before."""
 
+    def evaluating(self, split: str, samples: int) -> None:
+        """An evaluation begins; `record` with it ends it, or nothing where the run is stopped meanwhile."""
+
     def saved(self, step: int) -> None:
         """The state after `step` updates is on the disk."""
 

@@ -123,10 +123,11 @@ class TensorBoard:
         else:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step)
 
-    def add(self, record: Record) -> None:
-        """Add one record's figures at its step."""
+    def add(self, record: Record, *, chance_loss: float) -> None:
+        """Add one record's figures at its step; `chance_loss`, of a constant answer, to see the loss beside."""
         figures = {name: getattr(record, name) for name in ("loss", "top1_error", "top5_error", "lr")}
         figures |= {name: getattr(record, name) for name in ("images_per_s", "wait_s", "memory_bytes")}
+        figures |= {"epoch": record.epoch, "chance_loss": chance_loss}
         figures["waiting"] = record.wait_s / record.seconds if record.seconds else math.nan
         if record.kind == "train":
             figures |= {f"rate/{group}": rate or 0.0 for group, rate in record.rates.items()}

@@ -4,6 +4,7 @@ config.json      the recipe resolved, schedule in steps, shard set, classes, mac
 metrics.jsonl    one `Record` a line
 checkpoints/     step-000000120.pt: the newest few states (checkpoint.py); best.pt: that with the best validation
 tensorboard/     the figures of metrics.jsonl and more, where TensorBoard is installed
+end.json         how the last part of the run ended; of a killed one there is none
 lock             held by the process that trains
 """
 
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def end(self) -> Path:
+        """How the last part of the run ended."""
+        return self.path / "end.json"
+
+    @property
     def best(self) -> Path:
         """The state whose validation error is the best so far."""
         return self.path / CHECKPOINTS / BEST
@@ -84,6 +90,12 @@ class RunFolder:
             WrongCall: there is none.
             BadCheckpoint: none can be read; the message is about the newest.
         """
+        if not self.path.is_dir():
+            raise WrongCall(
+                f"no run {self.path}",
+                why="there is no such folder",
+                remedy="name the folder of a run, or a checkpoint",
+            )
         if best:
             return Checkpoint.load(self.best)
         damaged: list[BadCheckpoint] = []
@@ -137,7 +149,8 @@ class RunFolder:
         Raises:
             WrongCall: other files are here.
         """
-        ours = {CHECKPOINTS, "tensorboard", "export", LOCK_NAME, self.config.name, self.metrics.name}
+        ours = {CHECKPOINTS, "tensorboard", "export", LOCK_NAME}
+        ours |= {self.config.name, self.metrics.name, self.end.name}
         if not self.path.exists() or self.holds_run:
             return
         if not self.path.is_dir() or {_bare(file.name) for file in self.path.iterdir()} - ours:
@@ -162,6 +175,7 @@ class RunFolder:
             raise WrongCall(
                 f"{self.path} cannot be made: {error.strerror}", remedy="name another by --out"
             ) from error
+        self.end.unlink(missing_ok=True)
         for part in (self.path / CHECKPOINTS).glob(f"*{PART_SUFFIX}"):
             part.unlink(missing_ok=True)  # of a process that was killed while it wrote
         for path in self.checkpoints():
@@ -174,6 +188,8 @@ class RunFolder:
 
     def mark_best(self, path: Path) -> None:
         """Let `path`, a state, be the best: a second name where the disk knows links, else a copy."""
+        if self.best.exists() and self.best.samefile(path):
+            return  # renaming one name of a file to another does nothing, and would leave both
         part = self.best.with_name(BEST + PART_SUFFIX)
         part.unlink(missing_ok=True)
         try:
@@ -196,6 +212,25 @@ class RunFolder:
         """Write config.json, whole."""
         with appearing_whole(self.config) as file:
             file.write(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def write_end(
+        self,
+        state: str,
+        step: int,
+        *,
+        number: str | None = None,
+        what: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        """Say how the process ended that trained here: `done`, `stopped` by a signal, or `failed`, and why.
+
+        Where that cannot be written nothing is: the message on stderr says it too.
+        """
+        if not self.config.is_file():
+            return  # nothing began here
+        words = {"schema": 1, "state": state, "step": step, "signal": number, "what": what, "remedy": remedy}
+        with suppress(OSError), appearing_whole(self.end) as file:
+            file.write(json.dumps(words, ensure_ascii=False).encode() + b"\n")
 
     def configuration(self) -> dict[str, Any]:
         """What config.json holds; empty where there is none.

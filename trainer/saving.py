@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..shards import Split
 from .checkpoint import Checkpoint
 from .keeper import Keeper
 from .outcome import NotSaved, Reporter
@@ -88,6 +89,7 @@ class Saver:
                 channel_mean=tuple(self._plan.shard_set.manifest.statistics.channel_mean),
                 shard_set=self._plan.shard_set.digest,
                 set_name=self._plan.shard_set.name,
+                training_images=self._plan.shard_set.manifest.splits[Split.TRAIN].samples,
                 steps_per_epoch=self._plan.steps_per_epoch,
                 step=progress.step,
                 evaluated_step=progress.evaluated_step,

@@ -178,7 +178,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_weights_of_one_that_was_no
             ("run", "--resume", "runs/drawn-original-s0", "--order", "windowed", "--window", "2"),
             "order: stored → windowed; window: None → 2",
         ),
-        (("eval", "runs/none"), "no checkpoint"),
+        (("eval", "runs/none"), "no run runs/none"),
         (("eval", "runs/drawn-original-s0", "--cache", "here"), "--cache is for sets at an address"),
         (("eval", "runs/drawn-original-s0", "--views", "5"), "'5' is not one of"),
     ],
@@ -198,7 +198,7 @@ def test_eval_with_json_tells_a_failure_as_json_too(home):
     done = alextrain("eval", "runs/none", "--json", cwd=home)
 
     assert done.returncode == 2
-    assert "no checkpoint" in json.loads(done.stdout)["error"]["what"]
+    assert "no run runs/none" in json.loads(done.stdout)["error"]["what"]
 
 
 def test_a_cut_checkpoint_ends_with_1_and_names_the_file(home, tmp_path):

@@ -1,6 +1,7 @@
 """`alextrain run` and `recipes`: what decides a result can be said in four ways, and a run goes on anywhere."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -130,7 +131,7 @@ def test_recipes_without_measuring_names_no_hours():
         (("run", "--config", "unknown.toml"), "no field 'learning_rates'"),
         (("run", "--config", "preset.toml"), "no preset 'papper'"),
         (("run", "--preset", "cnn-star"), "the preset cnn-star without --init-from"),
-        (("run", "--init-from", "nowhere"), "no checkpoint"),
+        (("run", "--init-from", "nowhere"), "no run nowhere"),
         (("run", "--checkpoint-every", "often"), "--checkpoint-every often"),
         (("run", "--checkpoint-every", "0"), "--checkpoint-every 0"),
         (("run", "--checkpoint-every", "1.5"), "--checkpoint-every 1.5"),
@@ -160,6 +161,7 @@ def test_quiet_says_nothing_and_json_says_every_event_as_a_line(home, tmp_path):
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     assert (told.returncode, told.stderr) == (0, "")
     assert {"begin", "say", "train", "val", "saved", "end"} <= {event["event"] for event in events}
+    assert [event["event"] for event in events[:2]] == ["begin", "saved"]
     assert events[-1]["event"] == "end"
     assert (events[-1]["step"], events[-1]["stopped_by"]) == (5, None)
     assert [event["step"] for event in events if event["event"] == "train"] == [1, 2, 3, 4, 5]
@@ -168,9 +170,9 @@ def test_quiet_says_nothing_and_json_says_every_event_as_a_line(home, tmp_path):
 def test_a_failure_with_json_is_an_object_too(home, tmp_path):
     done = alextrain("run", "--out", tmp_path / "r", "--lr", "1e9", *SMALL, "--json", cwd=home)
 
-    *_, last = done.stdout.split('{\n "schema"')
-    failure = json.loads('{"schema"' + last)
+    failure = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == failure["exit_code"] == 1
+    assert failure["event"] == "error"
     assert "is not finite" in failure["error"]["what"]
     assert "the last good checkpoint is" in failure["error"]["where"]
 
@@ -218,11 +220,16 @@ def test_a_run_folder_and_a_shard_set_elsewhere_go_on_are_evaluated_and_predicte
     shutil.rmtree(tmp_path / "r")
     rest = alextrain("run", "--resume", moved, "--shards", shards, "--max-steps", 10, "--threads", 1, cwd=tmp_path)
     found = alextrain("eval", moved, "--shards", shards, "--best", "--json", cwd=tmp_path)
+    shutil.move(shards, tmp_path / "elsewhere")
+    lost = alextrain("eval", moved, cwd=tmp_path)
 
     assert (first.returncode, rest.returncode, found.returncode) == (0, 0, 0), first.stderr + rest.stderr
     one, two = (RunFolder(folder).load() for folder in (home / "runs" / "first", moved))
     assert all(torch.equal(one.network[name], two.network[name]) for name in one.network)
     assert json.loads(found.stdout)["step"] == RunFolder(moved).load(best=True).step
+    assert lost.returncode == 2
+    assert f"the shard set that {moved} was trained on is not at {shards}" in lost.stderr
+    assert "say by --shards where it is now" in lost.stderr
 
 
 def test_fine_tuning_with_six_convolutions_begins_with_what_fits(home, tmp_path):
@@ -250,4 +257,5 @@ def test_tensorboard_has_rates_the_size_of_updates_and_pictures_of_the_filters(h
     assert {"train/rate/weights", "train/rate/conv1.bias", "train/memory_bytes", "train/waiting"} <= set(scalars)
     ratios = [point.value for point in events.Scalars("train/update_to_weight/fc7")]
     assert ratios == pytest.approx([r.updates["fc7"] for r in records if r.kind == "train"])
-    assert [picture.step for picture in events.Images("conv1/filters")] == [5, 10]
+    assert [picture.step for picture in events.Images("conv1/filters")] == [0, 5, 10]
+    assert events.Scalars("train/chance_loss")[0].value == pytest.approx(math.log(10))

@@ -24,6 +24,7 @@ def checkpoint():
         channel_mean=(120.0, 110.0, 100.0),
         shard_set="d" * 64,
         set_name="drawn",
+        training_images=160,
         steps_per_epoch=5,
         step=12,
         evaluated_step=10,

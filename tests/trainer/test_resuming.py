@@ -16,6 +16,7 @@ from alexshard.trainer import (
     LAYERS,
     BadCheckpoint,
     Checkpoint,
+    Diverged,
     Machine,
     NotSaved,
     Reporter,
@@ -494,3 +495,40 @@ def test_a_checkpoint_of_another_network_is_refused(cut, small_set, recipe):
 
     with pytest.raises(BadCheckpoint, match=r"of another network[\s\S]*conv1.weight"):
         train(recipe, small_set, cut, CPU, reporter=Told())
+
+
+def ended(folder):
+    return json.loads(RunFolder(folder).end.read_text()) if RunFolder(folder).end.is_file() else None
+
+
+def test_a_folder_says_how_the_last_part_of_the_run_ended(whole, cut, small_set, recipe, tmp_path):
+    wild = recipe.with_learning_rate(1e9)
+    with pytest.raises(Diverged):
+        train(wild, small_set, tmp_path / "wild", CPU, reporter=Told())
+    stopped, during = ended(cut), []
+    train(recipe, small_set, cut, CPU, reporter=Told({12: lambda: during.append(ended(cut))}))
+
+    failed = ended(tmp_path / "wild")
+    assert (failed["state"], failed["signal"]) == ("failed", None)
+    assert failed["what"] == "the loss of step 2 is not finite"
+    assert "another --out" in failed["remedy"]
+    assert (stopped["state"], stopped["step"], stopped["signal"]) == ("stopped", 11, "SIGTERM")
+    assert during == [None]
+    assert (ended(whole)["state"], ended(cut)["state"]) == ("done", "done")
+
+
+def test_a_folder_that_is_no_run_is_told_as_such(tmp_path):
+    for best in (False, True):
+        with pytest.raises(WrongCall, match=r"no run .*nowhere\n  why it matters: there is no such folder"):
+            load_checkpoint(tmp_path / "nowhere", best=best)
+    with pytest.raises(WrongCall, match="no checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_best_state_is_marked_once_and_leaves_no_second_name(cut):
+    run = RunFolder(cut)
+    run.mark_best(run.newest)
+    run.mark_best(run.newest)
+
+    assert run.best.samefile(run.newest)
+    assert "best.pt.part" not in names(cut)
