@@ -30,7 +30,9 @@ def batch(shared):
     return pixels - pixels.mean(0), torch.tensor(labels)
 
 
-@pytest.mark.parametrize(("dropout", "within", "below"), [(False, 150, 0.01), (True, 300, 0.2)])
+@pytest.mark.parametrize(
+    ("dropout", "within", "below"), [(False, 150, 0.01), pytest.param(True, 300, 0.2, marks=pytest.mark.slow)]
+)
 def test_original_learns_64_real_images_by_heart(batch, dropout, within, below):
     recipe = dataclasses.replace(
         Recipe.original(), width=0.25, batch_size=64, dropout=dropout
