@@ -116,10 +116,15 @@ def recipe_of(
     from ..trainer import PRESETS, SCHEDULES, nearest
 
     written = {} if config is None else _file(config)
-    asked = preset or written.get("preset")
+    last = dict(map(_pair, fields))
+    if "init_from" in last:
+        raise WrongCall("--set init_from", why="it is the digest of a network", remedy="--init-from RUN")
+    asked = last.pop("preset", None) or preset or written.get("preset")
     if asked is not None and asked not in PRESETS:
         raise WrongCall(
-            f"no preset {asked!r}", where=str(config), remedy=f"did you mean {nearest(str(asked), PRESETS)}?"
+            f"no preset {asked!r}",
+            where=str(config or "--set"),
+            remedy=f"did you mean {nearest(str(asked), PRESETS)}?",
         )
     recipe = PRESETS[asked or "original"]() if begun is None or asked not in (None, begun.preset) else begun
     recipe = recipe.with_fields({name: value for name, value in written.items() if name != "preset"})
@@ -143,7 +148,7 @@ def recipe_of(
         recipe = recipe.with_initial_bias(bias)
     if init_from is not None:
         recipe = dataclasses.replace(recipe, init_from=init_from)
-    recipe = recipe.with_fields(dict(map(_pair, fields)))
+    recipe = recipe.with_fields(last)
     if recipe.preset == "cnn-star" and recipe.init_from is None:
         raise WrongCall(
             "the preset cnn-star without --init-from",
@@ -162,9 +167,10 @@ def _pair(text: str) -> tuple[str, Any]:
     if value == "none":
         return name, None
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        read = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
         return name, value
+    return name, read["value"] if len(read) == 1 else value
 
 
 def _file(path: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -43,6 +43,7 @@ PUBLISHED = {  # fidelity.md §7.4, §6: top-1 and top-5 error, mean of ten view
     "dexp": (0.40528, 0.18048, "ILSVRC-2012 val"),
     "cnn-star": (0.390, 0.166, "ILSVRC-2012 val"),
 }
+ABOUT_COLUMNS, RATES_COLUMNS, COLUMNS = 27, 75, 100  # of what a preset and a schedule is; of all
 IMAGES = {"2010": 1_261_406, "2012": 1_281_167}  # of ILSVRC's training splits
 BATCH = {"cpu": 32, "cuda": 128}  # speed on the cores is that of 128 within a few percent
 WARM_STEPS, STEPS = {"cpu": 1, "cuda": 10}, {"cpu": 3, "cuda": 30}
@@ -59,11 +60,11 @@ def recipe_named(name: str) -> Recipe:
     return PRESETS[name]()
 
 
-def listed(shards: Path | None, *, width: float, device: str | None, measure: bool) -> dict[str, Any]:
+def listed(shards: str | None, *, width: float, device: str | None, measure: bool) -> dict[str, Any]:
     """Everything that the command prints, as JSON."""
     machine = Machine.choose(device, parallel="single")
     machine.prepare()
-    shard_set = None if shards is None else open_shard_set(str(shards))
+    shard_set = None if shards is None else open_shard_set(shards)
     side, classes, images = 224, 1000, None
     if shard_set is not None:
         manifest = shard_set.manifest
@@ -108,13 +109,14 @@ def listed(shards: Path | None, *, width: float, device: str | None, measure: bo
 
 def text(found: dict[str, Any]) -> str:
     """The same for people."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for each in found["presets"]:
         published = each["published"]
+        about, *more = textwrap.wrap(each["about"], ABOUT_COLUMNS)
         rows.append(
             (
                 each["preset"],
-                each["about"],
+                about,
                 str(each["epochs"]),
                 f"{each['images'] / 1e6:,.1f} M",
                 "not measured" if each["hours"] is None else duration(3600 * each["hours"]),
@@ -122,6 +124,7 @@ def text(found: dict[str, Any]) -> str:
                 published["of"],
             )
         )
+        rows += [("", line) for line in more]
     head = ("preset", "what it is", "epochs", "images", "time here", "published", "on")
     measured = [each["images_per_s"] for each in found["presets"] if each["images_per_s"]]
     name = found["machine"]["names"][0]
@@ -132,12 +135,15 @@ def text(found: dict[str, Any]) -> str:
             f"Time here: training steps at width {found['width']:g}, {found['side']}×{found['side']}, on {name}, "
             f"images ready in memory: {least:,.1f} to {most:,.1f} images/s."
         )
-    names = [(each["schedule"], str(each["epochs"] or "any"), each["about"]) for each in found["schedules"]]
+    names: list[tuple[str, ...]] = []
+    for each in found["schedules"]:
+        about, *more = textwrap.wrap(each["about"], RATES_COLUMNS)
+        names += [(each["schedule"], str(each["epochs"] or "any"), about), *(("", "", line) for line in more)]
     return "\n".join(
         (
             table(rows, header=head),
             "",
-            f"{how} Published: top-1 / top-5 error, ten views.",
+            textwrap.fill(f"{how} Published: top-1 / top-5 error, ten views.", COLUMNS),
             "",
             table(names, header=("--schedule", "epochs", "rates of")),
             "",

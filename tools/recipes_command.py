@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import click
 
@@ -36,6 +35,5 @@ def recipes_command(
             recipe = recipe_named(preset)
             print_json({"preset": preset, "recipe": recipe.to_json()}) if as_json else click.echo(as_toml(recipe))
             return
-        path = None if shards is None else Path(shards)
-        found = listed(path, width=width, device=device, measure=measure)
+        found = listed(shards, width=width, device=device, measure=measure)
         print_json(found) if as_json else click.echo(text(found))

@@ -58,7 +58,7 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
     default="5min",
     show_default=True,
     metavar="N|TIME",
-    help="Steps, as 500, or time, as 30s, 10min or 1h.",
+    help="Steps, as 500, or time, as 30s, 10min or 1h: with the next line, a minute later at the latest.",
 )
 @click.option(
     "--keep",
@@ -219,7 +219,7 @@ def _interval(text: str) -> SaveEvery:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)?", text.strip())
     number = float(found[1]) if found else 0.0
-    if found is None or number <= 0 or (found[2] is None and number != int(number)):
+    if found is None or not 0 < number < 1e9 or (found[2] is None and number != int(number)):
         raise WrongCall(
             f"--checkpoint-every {text}", remedy="a number of steps, as 500, or a time, as 30s, 10min or 1h"
         )

@@ -9,6 +9,7 @@ velocity and back would not be bit for bit. Masks, order and augmentation are fu
 from __future__ import annotations
 
 import dataclasses
+import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ..shards import AlexshardError, ShardSet, WrongCall, appearing_whole
 from .machine import versions
 from .recipe import Recipe
 from .schedule import Plateau
+from .sgd import rate_group
 from .towers import Network
 
 FORMAT = 2
@@ -73,8 +75,16 @@ class Checkpoint:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {"recipe": self.recipe.to_json(), "plateau": dataclasses.asdict(self.plateau)}
         fields |= {"format": FORMAT, "versions": versions()}
+        path.parent.mkdir(parents=True, exist_ok=True)
         with appearing_whole(path) as file:
-            torch.save(fields, file)
+            try:
+                torch.save(fields, file)
+            except RuntimeError as error:
+                # torch's writer hides in it what the disk said.
+                cause = error.__cause__ or error.__context__
+                if isinstance(cause, OSError):
+                    raise OSError(cause.errno, cause.strerror) from error
+                raise
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -92,6 +102,8 @@ class Checkpoint:
             )
         try:
             with zipfile.ZipFile(path) as archive:  # torch writes CRCs, and does not look at them
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise _unreadable(path, "it is compressed, which no state is")
                 damaged = archive.testzip()
             if damaged is not None:
                 raise _unreadable(path, f"{damaged} is damaged")
@@ -107,6 +119,13 @@ class Checkpoint:
         for name, right in _SHAPES.items():
             if not right(fields[name]):
                 raise _unreadable(path, f"its {name} is not what a run writes")
+        try:
+            return cls._of(fields)._checked(path)
+        except WrongCall as error:
+            raise _unreadable(path, f"its recipe: {error.what}") from error
+
+    @classmethod
+    def _of(cls, fields: dict[str, Any]) -> Checkpoint:
         values = {name: value for name, value in fields.items() if name not in _FIELDS_OF_FILE}
         drops = tuple(values["plateau"].pop("drops"))
         values |= {
@@ -115,10 +134,31 @@ class Checkpoint:
             "classes": tuple((synset, words) for synset, words in values["classes"]),
             "channel_mean": tuple(values["channel_mean"]),
         }
-        checkpoint = cls(**values)
-        if checkpoint.mean_image.shape != (checkpoint.stored_side, checkpoint.stored_side, 3):
-            raise _unreadable(path, f"its mean image is {tuple(checkpoint.mean_image.shape)}")
-        return checkpoint
+        return cls(**values)
+
+    def _checked(self, path: Path) -> Checkpoint:
+        """See that its values go together; itself.
+
+        Raises:
+            BadCheckpoint: they do not.
+        """
+        momentum, rates = self.optimiser["momentum"], self.optimiser["rates"]
+        groups = {rate_group(name, self.recipe) for name in self.network}
+        place = self.loader["epoch"] * self.steps_per_epoch + self.loader["position"] // self.recipe.batch_size
+        holds = {
+            "its sides": self.side == crop_side(self.stored_side) and self.side > 0,
+            "its mean image": self.mean_image.shape == (self.stored_side, self.stored_side, 3),
+            "its momentum": all(
+                name in self.network and buffer.shape == self.network[name].shape
+                for name, buffer in momentum.items()
+            ),
+            "its rates": rates.keys() == groups and all(0 < rate < math.inf for rate in rates.values()),
+            "its place in the epoch": self.steps_per_epoch > 0 and place == self.step,
+            "its drops": len(self.plateau.drops) < len(self.recipe.schedule) or not self.plateau.drops,
+        }
+        if wrong := [name for name, right in holds.items() if not right]:
+            raise _unreadable(path, f"{', '.join(wrong)} cannot be of this run")
+        return self
 
     def check_fits(self, shard_set: ShardSet) -> None:
         """See that the network can be asked about the images of a set, be it the one it was trained on or not.
@@ -172,7 +212,10 @@ def _is_plateau(value: object) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == {field.name for field in dataclasses.fields(Plateau)}
-        and isinstance(value["best_error"], float | None)
+        and (
+            value["best_error"] is None
+            or (isinstance(value["best_error"], float) and 0 <= value["best_error"] <= 1)
+        )
         and _is_count(value["best_step"])
         and isinstance(value["stopped"], bool)
         and isinstance(value["drops"], list | tuple)
@@ -188,7 +231,21 @@ def _is_classes(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_evaluation(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"split", "views", "samples", "loss", "top1_error", "top5_error", "step"}
+        and isinstance(value["split"], str)
+        and all(_is_count(value[name]) for name in ("views", "samples", "step"))
+        and all(isinstance(value[name], float) for name in ("loss", "top1_error", "top5_error"))
+    )
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1
 
 
 def _is_text(value: object) -> bool:
@@ -199,15 +256,19 @@ def _is_text(value: object) -> bool:
 _SHAPES: dict[str, Callable[[Any], bool]] = {
     "recipe": lambda value: isinstance(value, dict) and all(map(_is_text, value)),
     **dict.fromkeys(("side", "stored_side", "training_images", "steps_per_epoch", "step"), _is_count),
-    "evaluated_step": lambda value: isinstance(value, int) and value >= -1,
-    "evaluation": lambda value: value is None or isinstance(value, dict),
+    "evaluated_step": lambda value: value == -1 or _is_count(value),
+    "evaluation": lambda value: value is None or _is_evaluation(value),
     "classes": _is_classes,
     "mean_image": lambda value: isinstance(value, Tensor) and value.dtype == torch.float32,
-    "channel_mean": lambda value: len(value) == 3 and all(isinstance(one, float) for one in value),
+    "channel_mean": lambda value: (
+        isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(one, float) for one in value)
+    ),
     "shard_set": _is_text,
     "set_name": _is_text,
     "plateau": _is_plateau,
-    "loader": lambda value: isinstance(value, dict),
+    "loader": lambda value: (
+        isinstance(value, dict) and all(_is_count(value.get(n)) for n in ("epoch", "position"))
+    ),
     "network": _is_tensors,
     "optimiser": _is_momentum,
 }

@@ -73,6 +73,10 @@ def evaluation_loader(
     )
 
 
+class NotFinite(AlexshardError):
+    """Outputs of the network are not finite numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """Sums over the samples that were seen. Ranks have parts of a split; `+` makes one of theirs.
@@ -113,7 +117,7 @@ class Tally:
         if self.samples == 0:
             raise WrongCall(f"the split {split} has no samples to evaluate")
         if self.unsound:
-            raise AlexshardError(
+            raise NotFinite(
                 f"{self.unsound:,} outputs of the network are not finite",
                 why="an output that is no number is neither right nor wrong",
                 remedy="evaluate an earlier checkpoint; the run had diverged",

@@ -6,8 +6,10 @@ SIGINT is Ctrl-C, SIGTERM what clusters and `kill` send, SIGUSR1 Slurm's warning
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,17 +20,22 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.at = 0.0  # by time.monotonic
 
     def __call__(self) -> bool:
         return self.signal is not None
 
 
+REPEAT_S = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @contextmanager
 def stopping_in_order() -> Iterator[Interrupt]:
-    """Within the block these signals are noted; a second Ctrl-C, or the same again, acts at once, as outside.
+    """Within the block these signals are noted; a Ctrl-C later, or the same again, acts at once, as outside.
+
+    Not within `REPEAT_S`: who signals all processes of a job has those of torchrun signalled twice, since it hands
+    on what it gets.
 
     Another one than the first is not heeded: a cluster warns by one signal and stops by another, while the state
     is being written.
@@ -43,9 +50,10 @@ def stopping_in_order() -> Iterator[Interrupt]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         if interrupt.signal is None:
-            interrupt.signal = signal.Signals(number)
-            for again in {number, signal.SIGINT}:
-                signal.signal(again, before[signal.Signals(again)])
+            interrupt.signal, interrupt.at = signal.Signals(number), time.monotonic()
+        elif number in (interrupt.signal, signal.SIGINT) and time.monotonic() - interrupt.at > REPEAT_S:
+            signal.signal(number, before[signal.Signals(number)])
+            os.kill(os.getpid(), number)
 
     for number in before:
         signal.signal(number, note)

@@ -117,8 +117,5 @@ class Keeper:
             self._written = checkpoint.step
         except OSError as error:
             self._error = error
-        except RuntimeError as error:  # torch's writer says so where a file object could not be written to
-            cause = error.__cause__ or error.__context__
-            self._error = (
-                cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error).partition("\n")[0])
-            )
+        except Exception as error:  # whatever it was, the state is not on the disk
+            self._error = OSError(errno.EIO, str(error).partition("\n")[0] or type(error).__name__)

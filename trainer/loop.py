@@ -27,9 +27,9 @@ import torch
 
 from ..pipeline import Arrivals, Loader, RemoteShelf, span
 from ..shards import AlexshardError, ShardSet, WrongCall, byte_size
-from .beginning import begin_with
+from .beginning import begin_with, weights_digest
 from .checkpoint import Checkpoint
-from .evaluate import Evaluation, evaluate, evaluation_loader
+from .evaluate import Evaluation, NotFinite, evaluate, evaluation_loader
 from .feeding import Fed, Feeder
 from .filters import filters_picture
 from .interrupt import Interrupt, stopping_in_order
@@ -91,13 +91,21 @@ def train(
         resume = run_folder.load(say=_first(machine, reporter.warn)) if run_folder.holds_run else None
         if resume is not None:
             plan.check_continues(resume)
-        machine.ranks.wait()  # else one might look for what another sets aside
+        _same_on_all(run_folder, machine, resume)  # also before one might set aside what another looks for
         if remark is not None:
             reporter.warn(remark)
         machine.prepare(recipe.precision)
         interrupt = stack.enter_context(stopping_in_order())
         stack.enter_context(others_there(machine.ranks))
-        run = _Run(plan, run_folder, interrupt, reporter, eval_every, log_every, stack)
+        try:
+            run = _Run(plan, run_folder, interrupt, reporter, eval_every, log_every, stack)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            device = " and ".join(map(str, machine.devices))
+            raise OutOfMemory(
+                recipe.batch_size, machine.ranks.count, None, device, run_folder.newest_words
+            ) from error
         try:
             run.open(resume, init_from, Saver(plan, run_folder, save_every or SaveEvery(), keep, reporter))
             outcome = run.go()
@@ -108,7 +116,9 @@ def train(
         if machine.ranks.first:
             stopped = outcome.stopped_by
             run_folder.write_end(
-                "done" if stopped is None else "stopped", outcome.step, number=stopped and stopped.name
+                "done" if stopped is None else "stopped",
+                outcome.step,
+                number=None if stopped is None else stopped.name,
             )
         return outcome
 
@@ -126,6 +136,19 @@ def _alone(folder: RunFolder, machine: Machine, stack: ExitStack) -> str | None:
         if each is not None:
             raise each
     return remark
+
+
+def _same_on_all(folder: RunFolder, machine: Machine, resume: Checkpoint | None) -> None:
+    """See that all ranks go on from the same state, or all begin."""
+    mine = None if resume is None else (resume.step, weights_digest(resume.network))
+    for rank, theirs in enumerate(machine.ranks.gathered(mine)):
+        if theirs != mine:
+            there, here = (f"step {each[0]:,}" if each else "no state" for each in (theirs, mine))
+            raise WrongCall(
+                f"rank {rank} finds {there} in {folder.path}, and rank {machine.ranks.rank} finds {here}",
+                why="they would train two networks and average them",
+                remedy="give all ranks one folder by --out, on a disk that all machines share",
+            )
 
 
 def _first(machine: Machine, say: Callable[[str], object]) -> Callable[[str], object]:
@@ -294,8 +317,9 @@ class _Run:
             if self.ranks.first:
                 self.reporter.rate(early.images / early.seconds, early.wait_s / early.seconds, images_left)
             self._say_crossed(before)
-        # By the clock too with a line alone: a line more would make figures depend on the clock.
-        if save or (not self.window.steps and self.saver.due_by_time(epoch_ends=False)):
+        # By the clock too with a line, and with one more only where they are rare: it would depend on the clock.
+        if save or self.saver.due_by_time(within_line=self.window.steps > 0):
+            self._log_if(True)
             self._save()
 
     def _out_of_memory(self) -> OutOfMemory:
@@ -308,7 +332,7 @@ class _Run:
         if fits is not None and self.stepper.fits(more := fits + fits // 2, self.plan.side):
             fits = more
         device = " and ".join(map(str, self.machine.devices))
-        return OutOfMemory(self.recipe.batch_size, self.ranks.count, fits, device, self.folder.newest)
+        return OutOfMemory(self.recipe.batch_size, self.ranks.count, fits, device, self.folder.newest_words)
 
     def _rates(self) -> dict[str, float | None]:
         """Of the last step, by group."""
@@ -347,7 +371,8 @@ class _Run:
             step, rates, line = self.lines.popleft()
             if (bad := line.first_bad()) is not None:
                 step = step - line.steps + bad + 1
-                raise self._diverged(f"the loss of step {step:,} is not finite")
+                # It is that of the network before its update.
+                raise self._diverged(f"the loss of step {step:,} is not finite", step - 1)
             figures = line.figures()
             self._write(
                 Record(
@@ -399,11 +424,17 @@ class _Run:
             if self.ranks.first:
                 self.reporter.evaluating(split, self._evaluation_loader.num_samples)
             began = time.perf_counter()
-            evaluation = evaluate(
-                self.stepper.module, self._evaluation_loader, ranks=self.ranks, stop=self.interrupt
-            )
+            try:
+                evaluation = evaluate(
+                    self.stepper.module, self._evaluation_loader, ranks=self.ranks, stop=self.interrupt
+                )
+            except NotFinite as error:
+                raise self._diverged(f"after step {self.step:,} {error.what}", self.step) from error
             seconds = time.perf_counter() - began
         if evaluation is None:
+            # All ranks know it, but not yet which signal it was: no step more, or this evaluation would be lost.
+            self._stop_asked()
+            self.agreement.settle()
             return
         self._note(evaluation)
         record = Record(
@@ -476,6 +507,8 @@ class _Run:
         """Write the state, which all figures before it are written for."""
         self._write_lines(wait=True)
         self._check_weights()
+        if self.ranks.first:
+            self._flush_figures()
         with self.window.paused():
             self.saver.save(self.progress, self.stepper, self.feeder.state_dict)
 
@@ -484,8 +517,14 @@ class _Run:
         pieces = self.stepper.network.pieces().values()
         # Least and most, since a tensor of what is finite would be as large as the weights.
         if not all(each.isfinite() for parts in pieces for part in parts for each in part.aminmax()):
-            raise self._diverged(f"the weights after step {self.step:,} are not finite")
+            raise self._diverged(f"the weights after step {self.step:,} are not finite", self.step)
 
-    def _diverged(self, what: str) -> Diverged:
+    def _flush_figures(self) -> None:
+        """So that no state is on the disk without the figures before it."""
+        self.figures.flush()
+        self.figures.sync()
+
+    def _diverged(self, what: str, step: int) -> Diverged:
+        """`step` is that of the first state known to be bad."""
         self.saver.wait()
-        return Diverged(what, self.recipe, self.folder.newest)
+        return Diverged(what, self.recipe, self.folder.good_before(step))

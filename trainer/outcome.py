@@ -60,7 +60,7 @@ class Outcome:
 class NotSaved(AlexshardError):
     """The state in which a run ended could not be written."""
 
-    def __init__(self, step: int, error: OSError, folder: Path, newest: Path) -> None:
+    def __init__(self, step: int, error: OSError, folder: Path, newest: str) -> None:
         super().__init__(
             f"the state after step {step:,} could not be written: {error.strerror or error}",
             where=f"the last one on the disk is {newest}",
@@ -72,7 +72,7 @@ class NotSaved(AlexshardError):
 class OutOfMemory(AlexshardError):
     """A batch needs more memory than there is."""
 
-    def __init__(self, batch: int, ranks: int, fits: int | None, device: str, newest: Path) -> None:
+    def __init__(self, batch: int, ranks: int, fits: int | None, device: str, newest: str) -> None:
         what = f"out of memory on {device} with a batch of {batch:,}"
         if fits is None:
             remedy = "a smaller --width or another device: not even one image fits"
@@ -97,7 +97,7 @@ class RanksParted(AlexshardError):
 class Diverged(AlexshardError):
     """Losses or weights are no longer finite numbers; `what` says which, and since which step."""
 
-    def __init__(self, what: str, recipe: Recipe, checkpoint: Path) -> None:
+    def __init__(self, what: str, recipe: Recipe, checkpoint: str) -> None:
         preset_rate = PRESETS[recipe.preset]().learning_rate
         rate = recipe.learning_rate
         if rate > preset_rate:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,11 @@ class Figures:
             return error
         self._held = []
         return None
+
+    def sync(self) -> None:
+        """Have what is written be on the disk, if a machine goes away."""
+        with suppress(OSError), self._path.open("rb") as file:
+            os.fsync(file.fileno())
 
     @property
     def held(self) -> int:

@@ -77,6 +77,16 @@ class RunFolder:
         return next(iter(self.checkpoints()), self.checkpoint_of(0))
 
     @property
+    def newest_words(self) -> str:
+        """The same for a message."""
+        return str(self.newest) if self.newest.is_file() else "none"
+
+    def good_before(self, step: int) -> str:
+        """For a message: the newest state from before `step`, whose network is known to be bad."""
+        older = [path for path in self.checkpoints() if path < self.checkpoint_of(step)]
+        return str(older[0]) if older else f"{self.best}, if it answers" if self.best.is_file() else "none"
+
+    @property
     def holds_run(self) -> bool:
         """Whether there is a state to go on from."""
         return bool(self.checkpoints()) or self.best.is_file()
@@ -105,6 +115,10 @@ class RunFolder:
             except BadCheckpoint as error:
                 damaged.append(error)
                 continue
+            except WrongCall:
+                if path == self.newest:
+                    raise
+                continue  # a process that trains here has just removed it
             for one in damaged:
                 say(f"{one.where}: {one.what}; passed over")
             if damaged:
@@ -133,9 +147,7 @@ class RunFolder:
             try:
                 said = stack.enter_context(locked(self.path, busy=busy, no_locks=remark))
             except OSError as error:
-                raise WrongCall(
-                    f"{self.path} cannot be made: {error.strerror}", remedy="name another by --out"
-                ) from error
+                raise self._unwritable(error) from error
             yield said
 
     def at_work(self) -> str | None:
@@ -159,6 +171,12 @@ class RunFolder:
                 why="a run has a folder of its own",
                 remedy="name another by --out",
             )
+        if self.metrics.is_file() and self.metrics.stat().st_size:
+            raise WrongCall(
+                f"{self.path} holds the figures of a run, and none of its states",
+                why="a run that began anew here would write over them",
+                remedy=f"put its {CHECKPOINTS}/ back, or name another folder by --out",
+            )
 
     def open(self, *, step: int, evaluated_step: int) -> None:
         """Make the folder, or drop what is from after the state that the run goes on from: it is made again.
@@ -172,19 +190,20 @@ class RunFolder:
         try:
             (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WrongCall(
-                f"{self.path} cannot be made: {error.strerror}", remedy="name another by --out"
-            ) from error
-        self.end.unlink(missing_ok=True)
-        for part in (self.path / CHECKPOINTS).glob(f"*{PART_SUFFIX}"):
-            part.unlink(missing_ok=True)  # of a process that was killed while it wrote
-        for path in self.checkpoints():
-            if path > self.checkpoint_of(step):
-                path.replace(path.with_name(path.name + DAMAGED))
-        last = {"train": step, "val": evaluated_step}
-        kept = [record for record in self.records() if record.step <= last[record.kind]] if step else []
-        with appearing_whole(self.metrics) as file:
-            file.writelines(record.line().encode() for record in kept)
+            raise self._unwritable(error) from error
+        try:
+            self.end.unlink(missing_ok=True)
+            for part in (self.path / CHECKPOINTS).glob(f"*{PART_SUFFIX}"):
+                part.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            for path in self.checkpoints():
+                if path > self.checkpoint_of(step):
+                    path.replace(path.with_name(path.name + DAMAGED))
+            last = {"train": step, "val": evaluated_step}
+            kept = [record for record in self.records() if record.step <= last[record.kind]] if step else []
+            with appearing_whole(self.metrics) as file:
+                file.writelines(record.line().encode() for record in kept)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def mark_best(self, path: Path) -> None:
         """Let `path`, a state, be the best: a second name where the disk knows links, else a copy."""
@@ -268,12 +287,14 @@ class RunFolder:
 
         Raises:
             WrongCall: there is no run here.
-            DamagedRun: config.json cannot be read.
-            BadCheckpoint: there is none, and the states cannot be read either.
+            BadCheckpoint: config.json does not have it, and the states cannot be read either.
         """
         if not self.path.is_dir():
             raise WrongCall(f"no run {self.path}", remedy="alextrain run --resume RUN names a run's folder")
-        recipe = self.configuration().get("recipe")
+        try:
+            recipe = self.configuration().get("recipe")
+        except DamagedRun:
+            recipe = None  # every state has it too
         return self.load(say=say).recipe if not isinstance(recipe, dict) else Recipe.from_json(recipe)
 
     def records(self) -> list[Record]:
@@ -283,6 +304,14 @@ class RunFolder:
             DamagedRun: another line is no record.
         """
         return read_records(self.metrics)
+
+    def _unwritable(self, error: OSError) -> WrongCall:
+        words = error.strerror or str(error)
+        if self.path.is_dir():
+            return WrongCall(
+                f"{self.path} cannot be written to: {words}", remedy="make room there, or let it be written"
+            )
+        return WrongCall(f"{self.path} cannot be made: {words}", remedy="name another by --out")
 
     def _bad_config(self, error: Exception) -> DamagedRun:
         line = getattr(error, "lineno", 1)

@@ -19,6 +19,7 @@ from .schedule import Plateau
 from .step import Stepper
 
 AFTER_EPOCH_S = 60.0  # an epoch that ends sooner after the last state is not worth one
+LINE_S = 60.0  # that a state waits for a line of figures to be written with
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Saver:
         self._mean = torch.from_numpy(plan.shard_set.mean_image())
         self._last: Progress | None = None
         self._at = time.perf_counter()
+        self._newest: Checkpoint | None = None  # given to the keeper last
+        self._owed: Checkpoint | None = None  # the best one, where it could not be written
 
     def begin(self, progress: Progress) -> None:
         """This state is on the disk, the run goes on from it."""
@@ -66,11 +69,15 @@ class Saver:
         """Whether a state is asked for after this step."""
         return self._every.steps is not None and step % self._every.steps == 0
 
-    def due_by_time(self, *, epoch_ends: bool) -> bool:
-        """Whether one is asked for by the clock, and none is being written."""
-        passed = time.perf_counter() - self._at
-        due = passed > AFTER_EPOCH_S if epoch_ends else self._every.steps is None and passed > self._every.seconds
-        return due and not self._keeper.busy
+    def due_by_time(self, *, epoch_ends: bool = False, within_line: bool = False) -> bool:
+        """Whether one is asked for by the clock, and none is being written; the first rank alone asks.
+
+        Between two lines of figures only where the next one is long in coming.
+        """
+        if not self._first or (self._every.steps is not None and not epoch_ends):
+            return False
+        due_s = AFTER_EPOCH_S if epoch_ends else self._every.seconds + (LINE_S if within_line else 0.0)
+        return time.perf_counter() - self._at > due_s and not self._keeper.busy
 
     def save(self, progress: Progress, stepper: Stepper, loader: Callable[[], dict[str, Any]]) -> None:
         """Begin to write the state; nothing happens where it is that of the last time."""
@@ -79,8 +86,9 @@ class Saver:
         if self._first:
             self._keeper.wait()
             self.tell()
+            self._pay()
             copies = self._keeper.copies
-            checkpoint = Checkpoint(
+            self._newest = checkpoint = Checkpoint(
                 recipe=self._plan.recipe,
                 side=self._plan.side,
                 stored_side=self._plan.shard_set.manifest.image.side,
@@ -106,16 +114,31 @@ class Saver:
             self._keeper.save(checkpoint, best=progress.is_best)
         self._last, self._at = progress, time.perf_counter()
 
+    def _pay(self) -> None:
+        """Try once more to write the best state, which is still in the memory that the next copy is made in."""
+        if (owed := self._owed) is None:
+            return
+        self._owed = None
+        self._keeper.save(owed, best=True)
+        self._keeper.wait()
+        if self._keeper.outcome()[1] is not None:
+            self._reporter.warn(
+                f"the best state so far, after step {owed.step:,}, is lost: there was no room for it. "
+                f"{self._folder.best} is that of an earlier evaluation, or none"
+            )
+
     def tell(self) -> None:
         """Say what was written, and what could not be, since the last time."""
         written, error = self._keeper.outcome()
         if written is not None:
             self._reporter.saved(written)
         if error is not None:
+            if self._last is not None and self._last.is_best:
+                self._owed = self._newest
             self._last = None  # so that it is tried again, be there no step more
             self._reporter.warn(
-                f"a checkpoint could not be written: {error.strerror or error}. Training goes on; the last good "
-                f"one is {self._folder.newest}, and the next is tried when it is due"
+                f"a checkpoint could not be written: {error.strerror or error}. Training goes on; the last "
+                f"one is {self._folder.newest_words}, and the next is tried when it is due"
             )
 
     def wait(self) -> None:
@@ -134,4 +157,4 @@ class Saver:
             self._reporter.saved(written)
         if error is not None:
             step = self._last.step if self._last is not None else 0
-            raise NotSaved(step, error, self._folder.path, self._folder.newest)
+            raise NotSaved(step, error, self._folder.path, self._folder.newest_words)

@@ -76,6 +76,12 @@ def test_any_field_can_be_set(home, monkeypatch, words, field, value):
     assert getattr(recipe_of(home, "--set", words, monkeypatch=monkeypatch), field) == value
 
 
+def test_a_preset_that_is_set_is_the_preset_and_not_its_name_alone(home, monkeypatch):
+    recipe = recipe_of(home, "--set", "preset=paper", monkeypatch=monkeypatch)
+
+    assert recipe == Recipe.paper().with_fields({"width": 0.125, "batch_size": 32, "max_steps": 1})
+
+
 @pytest.mark.parametrize("preset", ["original", "paper", "dexp"])
 def test_what_recipes_prints_of_a_preset_is_a_file_that_gives_it_back(home, tmp_path, monkeypatch, preset):
     printed = CliRunner().invoke(main, ["recipes", preset])
@@ -123,7 +129,8 @@ def test_recipes_without_measuring_names_no_hours():
         (("run", "--set", "widht=0.5"), "did you mean width?"),
         (("run", "--set", "width"), "--set width"),
         (("run", "--set", "width=wide"), "width is 'wide', and must be a number"),
-        (("run", "--set", "preset=vgg"), "preset is 'vgg', and must be one of original, paper, dexp, cnn-star"),
+        (("run", "--set", "preset=vgg"), "no preset 'vgg'"),
+        (("run", "--set", "init_from=none"), "--init-from RUN"),
         (("run", "--schedule", "plateaux"), "did you mean plateau?"),
         (("run", "--schedule", "plateau", "--eval-every", "2"), "rates that drop when validation stops improving"),
         (("run", "--config", "nowhere.toml"), "nowhere.toml cannot be read"),

@@ -8,6 +8,7 @@ import torch
 from alexshard.shards import AlexshardError, WrongCall
 from alexshard.trainer import AlexNet, BadCheckpoint, Checkpoint, Plateau, Recipe, TwoTowers
 
+RATES = {"weights": 0.01, "biases": 0.02, "conv1.weight": 0.01, "conv1.bias": 0.02}
 SMALL = dataclasses.replace(Recipe.original(), width=0.125)
 
 
@@ -28,11 +29,14 @@ def checkpoint():
         steps_per_epoch=5,
         step=12,
         evaluated_step=10,
-        evaluation={"split": "val", "top1_error": 0.5},
+        evaluation={
+            **{"split": "val", "views": 1, "samples": 40, "step": 10},
+            **{"loss": 2.0, "top1_error": 0.5, "top5_error": 0.25},
+        },
         plateau=Plateau(0.5, 10, (3, 7)),
-        loader={"epoch": 2, "position": 64},
+        loader={"epoch": 2, "position": 256},
         network=network.state_dict(),
-        optimiser={"momentum": momentum, "rates": {"weights": 0.01}},
+        optimiser={"momentum": momentum, "rates": RATES},
     )
 
 

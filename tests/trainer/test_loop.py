@@ -293,7 +293,7 @@ def test_what_a_run_left_before_its_first_checkpoint_is_taken_by_a_new_one(whole
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     (run.path / "config.json").write_text("{")
-    run.metrics.write_text("of another time\n")
+    run.metrics.write_text("")
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / "step-000000000.pt.part").write_bytes(b"PK")
 

@@ -213,3 +213,88 @@ def test_wishes_that_contradict_the_ranks_are_refused_before_anything_is_written
     assert done.returncode != 0
     assert message in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_find_different_states_are_refused_before_a_step(shards, tmp_path):
+    # As machines without a disk that both share: each rank in a folder of its own, and one of them goes on.
+    words = ["run", "--shards", shards.resolve(), "--out", "run", "--epochs", 4, *SMALL, "--threads", 1]
+    (tmp_path / "n0").mkdir()
+    (tmp_path / "n1").mkdir()
+    begun = subprocess.run(
+        [*command(1, *words[1:], "--max-steps", 3)], cwd=tmp_path / "n0", capture_output=True, text=True, env=ENV
+    )
+    assert begun.returncode == 0, begun.stderr
+    script = tmp_path / "own_folder.py"
+    script.write_text(
+        "import os, sys; os.chdir('n' + os.environ['RANK'])\n"
+        "from alexshard.tools.cli_alextrain import main; main(sys.argv[1:])\n"
+    )
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        str(script),
+    ]
+    done = subprocess.run([*torchrun, *map(str, words)], cwd=tmp_path, capture_output=True, text=True, env=ENV)
+
+    assert done.returncode != 0
+    assert "rank 1 finds no state in run, and rank 0 finds step 3" in done.stderr
+    assert "step 4" not in done.stderr
+
+
+EVALUATED = """
+import os, signal, sys, dataclasses
+from pathlib import Path
+from alexshard.shards import ShardSet
+from alexshard.trainer import Machine, Ranks, Recipe, Reporter, train
+
+class Stopping(Reporter):
+    times = 0
+    def say(self, line): pass
+    def evaluating(self, split, samples):
+        self.times += 1
+        if self.times == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+ranks = Ranks.here("")
+recipe = dataclasses.replace(Recipe.original(), width=0.125, batch_size=32, epochs=4)
+machine = Machine.choose("cpu", ranks=ranks, threads=1)
+outcome = train(recipe, ShardSet.open(Path(sys.argv[1])), Path(sys.argv[2]), machine, reporter=Stopping())
+if ranks.first:
+    print(outcome.step, outcome.stopped_by)
+ranks.leave()
+"""
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_signal_cuts_short_on_two_ranks_is_made_when_the_run_goes_on(shards, tmp_path):
+    script = tmp_path / "evaluated.py"
+    script.write_text(EVALUATED)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        str(script),
+    ]
+    printed = [
+        subprocess.run(
+            [*torchrun, str(shards), str(tmp_path / "run"), number],
+            capture_output=True,
+            text=True,
+            env=ENV,
+            check=True,
+        ).stdout
+        for number in ("2", "0")
+    ]
+
+    assert printed[0].startswith("10 ")
+    assert printed[1].startswith("20 ")
+    steps = [record.step for record in RunFolder(tmp_path / "run").records() if record.kind == "val"]
+    assert steps == [5, 10, 15, 20]

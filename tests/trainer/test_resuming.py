@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -286,25 +287,171 @@ def test_a_disk_that_is_full_to_the_end_says_where_the_run_goes_on_and_it_does(w
     assert same_weights(tmp_path / "run", whole)
 
 
-def test_old_states_make_room_for_a_new_one(cut, monkeypatch, tmp_path):
-    from alexshard.trainer.keeper import Keeper
+class NoRoom:
+    """A file on a disk with room for so many bytes."""
 
-    run, save, tries = RunFolder(cut), Checkpoint.save, []
+    def __init__(self, file, room):
+        self.file, self.room = file, room
 
-    def one_fits(checkpoint, path):
-        tries.append(names(cut))
-        if len(run.checkpoints()) > 1:
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
             raise OSError(28, os.strerror(28))
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+def with_room(monkeypatch, room_of):
+    """States are written to a disk that has `room_of(path)` bytes left for them."""
+    from alexshard.trainer import checkpoint
+
+    whole = checkpoint.appearing_whole
+
+    @contextmanager
+    def appearing(path):
+        with whole(path) as file:
+            yield NoRoom(file, room_of(path))
+
+    monkeypatch.setattr(checkpoint, "appearing_whole", appearing)
+
+
+def test_old_states_make_room_for_a_new_one(cut, small_set, recipe, whole, monkeypatch):
+    run = RunFolder(cut)
+    with_room(monkeypatch, lambda _: 1e9 if len(run.checkpoints()) < 3 else 100)
+
+    train(recipe, small_set, cut, CPU, save_every=EVERY_3, keep=9, reporter=(told := Told()))
+
+    assert told.warned == []
+    assert same_weights(cut, whole)
+
+
+def test_a_best_state_that_found_no_room_is_written_when_there_is_some(small_set, recipe, tmp_path, monkeypatch):
+    tries = []
+
+    def room(path):
+        tries.append(path.name)
+        return 100 if tries.count("step-000000005.pt") == 1 and tries[-1] == "step-000000005.pt" else 1e9
+
+    with_room(monkeypatch, room)
+    train(recipe, small_set, tmp_path / "run", CPU, keep=1, reporter=(told := Told()))
+
+    run = RunFolder(tmp_path / "run")
+    assert any("No space left on device" in line for line in told.warned)
+    assert run.load(best=True).step == run.load().plateau.best_step == 5
+    assert run.load().step == 20
+
+
+def test_a_writer_that_fails_in_any_way_is_not_taken_for_one_that_wrote(small_set, recipe, tmp_path, monkeypatch):
+    save = Checkpoint.save
+
+    def failing(checkpoint, path):
+        if checkpoint.step:
+            raise MemoryError
         save(checkpoint, path)
 
-    monkeypatch.setattr(Checkpoint, "save", one_fits)
-    keeper = Keeper(run, 3)
-    keeper.save(dataclasses.replace(run.load(), step=12), best=False)
-    keeper.wait()
+    monkeypatch.setattr(Checkpoint, "save", failing)
+    with pytest.raises(NotSaved, match="MemoryError") as failed:
+        train(recipe, small_set, tmp_path / "run", CPU, reporter=Told())
 
-    assert keeper.outcome() == (12, None)
-    assert [len(each) for each in tries] == [4, 2]  # with best.pt
-    assert names(cut) == ["best.pt", "step-000000011.pt", "step-000000012.pt"]
+    assert "step-000000000.pt" in failed.value.where
+
+
+def test_a_folder_whose_states_are_gone_keeps_its_figures(cut, small_set, recipe):
+    for path in (cut / "checkpoints").iterdir():
+        path.unlink()
+    before = figures(cut)
+
+    with pytest.raises(WrongCall, match="holds the figures of a run, and none of its states"):
+        train(recipe, small_set, cut, CPU, reporter=Told())
+
+    assert figures(cut) == before != []
+
+
+def test_where_lines_are_rare_a_state_by_the_clock_brings_one(small_set, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("alexshard.trainer.saving.LINE_S", 0.0)
+    always = SaveEvery(seconds=0)
+    short = dataclasses.replace(recipe, max_steps=4)
+    train(short, small_set, tmp_path / "run", CPU, log_every=1000, save_every=always, keep=9, reporter=Told())
+
+    steps = {record.step for record in RunFolder(tmp_path / "run").records()}
+    assert {Checkpoint.load(path).step for path in RunFolder(tmp_path / "run").checkpoints()} - {0} <= steps
+    assert 2 in steps or 3 in steps
+
+
+def test_the_state_that_is_named_as_good_answers_with_finite_numbers(small_set, recipe, tmp_path):
+    wild = recipe.with_learning_rate(2000.0)
+    with pytest.raises(Diverged) as diverged:
+        train(wild, small_set, tmp_path / "run", CPU, save_every=SaveEvery(steps=1), keep=9, reporter=Told())
+
+    bad = int(diverged.value.what.split("step ")[1].split()[0])
+    named = Path(diverged.value.where.removeprefix("the last good checkpoint is "))
+    assert Checkpoint.load(named).step == bad - 2
+    assert Checkpoint.load(RunFolder(tmp_path / "run").newest).step == bad - 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_twice_at_once_stops_in_order(small_set, recipe, tmp_path, number):
+    def twice():
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+
+    outcome = train(recipe, small_set, tmp_path / "run", CPU, reporter=Told({7: twice}))
+
+    assert (outcome.stopped_by, RunFolder(tmp_path / "run").load().step) == (number, 7)
+
+
+def test_the_same_signal_some_time_later_acts_at_once(small_set, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("alexshard.trainer.interrupt.REPEAT_S", -1.0)
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, small_set, tmp_path / "run", CPU, reporter=Told({7: twice}))
+
+
+HOSTILE = {
+    "momentum of another shape": lambda c: {"optimiser": changed(c, "momentum", {"conv2.weight": torch.zeros(3)})},
+    "momentum of no parameter": lambda c: {"optimiser": changed(c, "momentum", {"conv9.bias": torch.zeros(3)})},
+    "no rates": lambda c: {"optimiser": c.optimiser | {"rates": {}}},
+    "a rate of 0": lambda c: {"optimiser": changed(c, "rates", {"weights": 0.0})},
+    "another place in the epoch": lambda _: {"step": 7},
+    "an endless step": lambda _: {"step": 10**30},
+    "no side": lambda _: {"side": 0},
+    "no steps in an epoch": lambda _: {"steps_per_epoch": 0},
+    "too large a mean image": lambda _: {"stored_side": 100_000},
+    "no mean": lambda _: {"channel_mean": None},
+    "an evaluation of words": lambda _: {"evaluation": {"split": "val"}},
+}
+
+
+def changed(checkpoint, name, values):
+    return checkpoint.optimiser | {name: {**checkpoint.optimiser[name], **values}}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_state_whose_values_do_not_go_together_is_passed_over(whole, cut, small_set, recipe, what):
+    run = RunFolder(cut)
+    newest = run.load()
+    dataclasses.replace(newest, **HOSTILE[what](newest)).save(run.newest)
+
+    train(recipe, small_set, cut, CPU, save_every=EVERY_3, reporter=(told := Told()))
+
+    assert any("step-000000009.pt, after step 9" in line for line in told.warned), told.warned
+    assert same_weights(cut, whole)
+
+
+def test_a_state_by_a_recipe_out_of_range_is_passed_over(cut, small_set, recipe, whole):
+    fields = torch.load(RunFolder(cut).newest, weights_only=True)
+    torch.save(fields | {"recipe": fields["recipe"] | {"width": -1.0}}, RunFolder(cut).newest)
+
+    train(recipe, small_set, cut, CPU, save_every=EVERY_3, reporter=(told := Told()))
+
+    assert any("its recipe: width is -1.0" in line for line in told.warned)
+    assert same_weights(cut, whole)
 
 
 def test_lines_that_find_no_room_are_held_back_and_no_half_of_one_is_left(tmp_path):
@@ -491,7 +638,8 @@ def test_a_checkpoint_of_another_network_is_refused(cut, small_set, recipe):
     wrong = {**newest.network, "conv1.weight": torch.zeros(3, 3)}
     for path in (cut / "checkpoints").iterdir():
         path.unlink()
-    dataclasses.replace(newest, network=wrong).save(run.checkpoint_of(newest.step))
+    optimiser = changed(newest, "momentum", {"conv1.weight": torch.zeros(3, 3)})
+    dataclasses.replace(newest, network=wrong, optimiser=optimiser).save(run.checkpoint_of(newest.step))
 
     with pytest.raises(BadCheckpoint, match=r"of another network[\s\S]*conv1.weight"):
         train(recipe, small_set, cut, CPU, reporter=Told())
