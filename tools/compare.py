@@ -5,19 +5,26 @@ from __future__ import annotations
 import io
 import json
 import math
-import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ..shards import WrongCall, appearing_whole, printable
-from .compared import Against, Line, Run, mapping
+from .compared import Against, Line, Run, figures_of, mapping
 from .show import check_out
-from .terminal import table
+from .terminal import duration, table
 
 UNKNOWN = "–"
+_SET = "shard set"  # a setting, compared by its digest
 AXES = {"epoch": "epochs", "step": "steps", "hours": "hours of training", "images": "training images"}
-_LONGEST_NAME = 32  # that stands in every table
+COLUMNS = 100  # of a terminal, at the most
+_LONGEST_NAME = 16  # that stands in every table
+_LONGEST_SET = 14  # of a shard set's name, there
+_LONGEST_VALUE, _LEAST_LIST = 60, 20  # of a line of what differs: its value, and the runs that have it
+_MOST_LOSS = 1e4  # above it a loss is written by its power of ten
+_CUT = 3  # times the loss of a constant answer: where the picture's axis ends, if a loss is above
 _LONGEST = 4  # of a list that is shown as it is; in longer ones equal neighbours are counted
 
 
@@ -25,7 +32,7 @@ def side_by_side(runs: Sequence[Run]) -> dict[str, Any]:
     """Everything that is said of the runs beside each other: units in the names, errors and shares in 0..1."""
     settings = [_settings(run) for run in runs]
     return {
-        "runs": [_figures(run) for run in runs],
+        "runs": [figures_of(run) for run in runs],
         "differences": _differences(runs, settings),
         "notes": _notes(runs, settings),
     }
@@ -35,23 +42,23 @@ def in_words(report: Mapping[str, Any]) -> str:
     """The same for people. Long names are told once, and then stand as numbers."""
     runs = report["runs"]
     names = [run["name"] for run in runs]
-    short = max(map(len, names)) <= _LONGEST_NAME or len(runs) == 1
+    short = max(map(len, names)) <= _LONGEST_NAME
     keys = dict(zip(names, names if short else map(str, range(1, len(runs) + 1)), strict=True))
     blocks = [] if short else ["\n".join(f"{key}  {printable(name)}" for name, key in keys.items())]
     about = [
         (
             keys[run["name"]],
             run["preset"] or UNKNOWN,
-            run["shard_set"]["name"] or UNKNOWN,
+            _short(run["shard_set"]["name"] or UNKNOWN),
             _steps(run),
             _plain(run["epoch"]),
-            _fixed(run["training_hours"], "11,.2f"),
+            UNKNOWN if run["training_hours"] is None else duration(3600 * run["training_hours"]),
             _fixed(run["images_per_s"], "8,.1f"),
             _percent(run["waiting_share"], 0),
         )
         for run in runs
     ]
-    header = ["run", "preset", "shard set", "steps", "epochs", "train hours", "images/s", "waiting"]
+    header = ["run", "preset", "shard set", "steps", "epochs", "train time", "images/s", "waiting"]
     blocks.append(table(about, header=header))
     figures = [
         (
@@ -62,21 +69,51 @@ def in_words(report: Mapping[str, Any]) -> str:
         )
         for run in runs
     ]
-    header = ["run", "train loss", "top-1", "top-5", "best val top-1", "top-5", "epoch", "last val top-1", "top-5"]
-    blocks.append(table(figures, header=[*header, "epoch"]))
+    above = ["", "train", "", "", "best val", "", "", "last val"]
+    header = ["run", "loss", "top-1", "top-5", "top-1", "top-5", "epoch", "top-1", "top-5", "epoch"]
+    blocks.append(table([header, *figures], header=above))
     if report["differences"]:
-        rows = [
-            ("" if number else field["field"].replace("_", " "), value["shown"], _listed(value["runs"], keys))
-            for field in report["differences"]
-            for number, value in enumerate(field["values"])
-        ]
+        rows = _rows_of_differences(report["differences"], keys)
         blocks.append(table(rows, header=("what differs", "value", "in")))
-    blocks += map(printable, report["notes"])
+    blocks += [textwrap.fill(printable(note), COLUMNS, break_on_hyphens=False) for note in report["notes"]]
     return "\n\n".join(blocks)
 
 
-def _listed(names: Sequence[str], keys: Mapping[str, str]) -> str:
-    return ", ".join(keys[name] for name in names)
+def _rows_of_differences(
+    differences: Sequence[Mapping[str, Any]], keys: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """Field, value and runs, each broken into lines so that all fit in COLUMNS."""
+    found = []
+    for field in differences:
+        name = field["field"].replace("_", " ")
+        for value, lines in zip(field["values"], _lines_of_values(field["values"]), strict=True):
+            found.append((name, lines, ", ".join(keys[run] for run in value["runs"])))
+            name = ""
+    taken = max(len(name) for name, _, _ in found) + max(len(line) for _, lines, _ in found for line in lines)
+    room = max(_LEAST_LIST, COLUMNS - taken - 4)
+    return [
+        row
+        for name, lines, listed in found
+        for row in zip_longest([name], lines, _broken(printable(listed), room), fillvalue="")
+    ]
+
+
+def _lines_of_values(values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Each value in lines; of rates by parameter those that differ, a parameter a line."""
+    contents = [value["value"] for value in values]
+    if not all(isinstance(content, Mapping) for content in contents):
+        return [_broken(printable(value["shown"]), _LONGEST_VALUE) for value in values]
+    names = dict.fromkeys(name for content in contents for name in content)
+    differing = [name for name in names if any(each.get(name) != contents[0].get(name) for each in contents)]
+    told = [
+        [f"{name}: {shown(each[name]) if name in each else 'none of its own'}" for name in differing]
+        for each in contents
+    ]
+    return [[line for text in each for line in _broken(printable(text), _LONGEST_VALUE)] for each in told]
+
+
+def _broken(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False) or [""]
 
 
 def check_picture(out: Path | None, against: Against | None) -> None:
@@ -115,11 +152,13 @@ def write_picture(out: Path, runs: Sequence[Run], report: Mapping[str, Any], aga
     classes = {run.classes for run in runs}
     count = classes.pop() if len(classes) == 1 else None
     notes = [note for note in report["notes"] if note.startswith("The runs are of different shard sets")]
+    known = [run.classes for run in runs if run.classes and run.classes > 1]
     sheet = draw(
         curves,
         against=AXES[against],
         error_title="training top-1 error, %" if not any(run.val for run in runs) else "validation top-1 error, %",
         chance=(f"ln({count:,}) = {math.log(count):.3f}", math.log(count)) if count else None,
+        ceiling=(f"{_CUT} × ln({max(known):,})", _CUT * math.log(max(known))) if known else None,
         notes=notes,
     )
     about = PngInfo()
@@ -149,51 +188,11 @@ def _curve(run: Run, figures: Mapping[str, Any], against: Against) -> Any:
     )
 
 
-def _figures(run: Run) -> dict[str, Any]:
-    last = run.lines[-1] if run.lines else None
-    train = run.train[-1] if run.train else None
-    best = min(run.val, key=lambda line: line.top1_error or 0.0, default=None)  # the first of equal ones
-    speeds = [line.images_per_s for line in run.train if line.images_per_s is not None]
-    timed = [line for line in run.train if line.seconds is not None and line.wait_s is not None]
-    seconds, waited = sum(line.seconds or 0 for line in timed), sum(line.wait_s or 0 for line in timed)
-    return {
-        "name": run.name,
-        "path": str(run.path),
-        "preset": run.recipe.get("preset"),
-        "shard_set": run.shard_set,
-        "classes": run.classes,
-        "chance_loss": math.log(run.classes) if run.classes else None,
-        "step": max((line.step for line in run.lines), default=0),
-        "last_step": run.last_step,
-        "epoch": last.epoch if last else 0.0,
-        "train": _line(train),
-        "best": _line(best),
-        "last": _line(run.val[-1] if run.val else None),
-        "images_per_s": statistics.median(speeds) if speeds else None,
-        "waiting_share": min(1.0, waited / seconds) if seconds else None,
-        "training_hours": _hours(run.train),
-        "evaluation_hours": _hours(run.val),
-    }
-
-
-def _line(line: Line | None) -> dict[str, Any] | None:
-    if line is None:
-        return None
-    names = ("step", "epoch", "loss", "top1_error", "top5_error")
-    return {name: getattr(line, name) for name in names}
-
-
-def _hours(lines: Sequence[Line]) -> float | None:
-    """Of these lines together; None where any has no seconds: a part of them would look like all."""
-    seconds = [line.seconds for line in lines]
-    return sum(each or 0.0 for each in seconds) / 3600 if seconds and None not in seconds else None
-
-
 def _settings(run: Run) -> dict[str, Any]:
     """What runs may differ in, by name: the recipe, then set, devices and versions."""
     machine, told = mapping(run.config.get("machine")), run.shard_set
     around = {
-        "shard set": f"{told['name'] or 'unnamed'}, {str(told['digest'])[:12]}" if told["digest"] else None,
+        _SET: told["digest"],
         "classes": run.classes,
         "parallel": machine.get("parallel"),
         "ranks": machine.get("ranks"),
@@ -215,16 +214,24 @@ def _devices(machine: Mapping[str, Any]) -> str | None:
 def _differences(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Where those runs differ that say anything: by field, each value with its runs."""
     found = []
+    sets = {run.shard_set["digest"]: run.shard_set["name"] or "unnamed" for run in runs}
     for field in dict.fromkeys(name for each in settings for name in each):
         values: dict[str, dict[str, Any]] = {}
         for run, each in zip(runs, settings, strict=True):
             if field in each:
                 key = json.dumps(each[field], sort_keys=True)
-                about = {"value": each[field], "shown": shown(each[field]), "runs": []}
+                told = _named(each[field], sets) if field == _SET else shown(each[field])
+                about = {"value": each[field], "shown": told, "runs": []}
                 values.setdefault(key, about)["runs"].append(run.name)
         if len(values) > 1:
             found.append({"field": field, "values": list(values.values())})
     return found
+
+
+def _named(digest: str, sets: Mapping[str | None, str]) -> str:
+    """The name of a shard set, with its digest where another one is called the same."""
+    name = sets[digest]
+    return name if list(sets.values()).count(name) == 1 else f"{name}, {digest[:12]}"
 
 
 def _notes(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -291,11 +298,25 @@ def _three(line: Mapping[str, Any] | None, *, with_loss: bool = False) -> tuple[
     if line is None:
         return (UNKNOWN,) * 3
     errors = _percent(line["top1_error"]), _percent(line["top5_error"])
-    return (_fixed(line["loss"], ".4f"), *errors) if with_loss else (*errors, _plain(line["epoch"]))
+    if not with_loss:
+        return *errors, _plain(line["epoch"])
+    loss = line["loss"]
+    return _fixed(loss, ".4f" if loss is None or loss < _MOST_LOSS else ".1e"), *errors
+
+
+def _short(name: str) -> str:
+    """The name of a shard set, for a column.
+
+    >>> _short("ilsvrc2012"), _short("ilsvrc2012-without-borders")
+    ('ilsvrc2012', 'ilsvrc2012-wi…')
+    """
+    return name if len(name) <= _LONGEST_SET else name[: _LONGEST_SET - 1] + "…"
 
 
 def _steps(run: Mapping[str, Any]) -> str:
-    return f"{run['step']:,}" + (f" of {run['last_step']:,}" if run["last_step"] else "")
+    """Steps so far, and of how many where there are more to come."""
+    going_on = run["last_step"] not in (None, run["step"])
+    return f"{run['step']:,}" + (f" of {run['last_step']:,}" if going_on else "")
 
 
 def _percent(share: float | None, digits: int = 2) -> str:

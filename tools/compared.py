@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,6 +148,47 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
         Run(path, name, _read_config(path), _read_lines(path / "metrics.jsonl"))
         for path, name in zip(folders.values(), _names(list(folders)), strict=True)
     ]
+
+
+def figures_of(run: Run) -> dict[str, Any]:
+    """What a run came to: units in the names, errors and shares in 0..1; None for what it does not tell."""
+    last = run.lines[-1] if run.lines else None
+    train = run.train[-1] if run.train else None
+    best = min(run.val, key=lambda line: line.top1_error or 0.0, default=None)  # the first of equal ones
+    speeds = [line.images_per_s for line in run.train if line.images_per_s is not None]
+    timed = [line for line in run.train if line.seconds is not None and line.wait_s is not None]
+    seconds, waited = sum(line.seconds or 0 for line in timed), sum(line.wait_s or 0 for line in timed)
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "preset": run.recipe.get("preset"),
+        "shard_set": run.shard_set,
+        "classes": run.classes,
+        "chance_loss": math.log(run.classes) if run.classes else None,
+        "step": max((line.step for line in run.lines), default=0),
+        "last_step": run.last_step,
+        "epoch": last.epoch if last else 0.0,
+        "train": _line(train),
+        "best": _line(best),
+        "last": _line(run.val[-1] if run.val else None),
+        "images_per_s": statistics.median(speeds) if speeds else None,
+        "waiting_share": min(1.0, waited / seconds) if seconds else None,
+        "training_hours": _hours(run.train),
+        "evaluation_hours": _hours(run.val),
+    }
+
+
+def _line(line: Line | None) -> dict[str, Any] | None:
+    if line is None:
+        return None
+    names = ("step", "epoch", "loss", "top1_error", "top5_error")
+    return {name: getattr(line, name) for name in names}
+
+
+def _hours(lines: Sequence[Line]) -> float | None:
+    """Of these lines together; None where any has no seconds: a part of them would look like all."""
+    seconds = [line.seconds for line in lines]
+    return sum(each or 0.0 for each in seconds) / 3600 if seconds and None not in seconds else None
 
 
 def _between(at: Sequence[float], known: Sequence[float], values: Sequence[float]) -> list[float]:

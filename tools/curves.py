@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ PANEL, PANEL_GAP, TITLE_GAP, BELOW = 430, 46, 12, 74
 LEGEND_ROW, SAMPLE = 32, 74
 STRETCHES = 240  # of the axis, over which long runs are averaged
 LOG_FROM = 15.0  # times between the least and the largest loss: from there on the axis is logarithmic
+LABELS_AT_MOST = 8  # powers of ten of a logarithmic axis
+CUT = 3.0  # times the middle first loss: where the axis ends if a loss is above, and no other end is given
 MARKERS_AT_MOST = 12  # on a line
 INK, PALE, GRID, CHANGE = (30, 30, 30), (105, 105, 105), (230, 230, 230), (150, 150, 150)
 _TITLE, _NAME, _TICK = Lettering(21), Lettering(19), Lettering(17)
@@ -67,10 +70,14 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Round values on the axis, and how they are written."""
         if self.log:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             digits = (1, 2, 5) if self.high / self.low < 2000 else (1,)
-            values = [float(f"{digit}e{power}") for power in powers for digit in digits]
-            return [(value, f"{value:g}") for value in values if self.low <= value <= self.high * 1.0001]
+            apart = -(-(last - first) // LABELS_AT_MOST)
+            words = [f"{digit}e{power}" for power in range(first, last + 1, apart) for digit in digits]
+            inside = [(float(word), word) for word in words if self.low <= float(word) <= self.high * 1.0001]
+            if inside and (inside[0][0] < 1e-4 or inside[-1][0] >= 1e5):
+                return inside  # all of them by their powers
+            return [(value, f"{value:g}") for value, _ in inside]
         step = nice((self.high - self.low) / 4)
         decimals = max(0, -math.floor(math.log10(step)))
         first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
@@ -87,10 +94,27 @@ class Panel:
     lines: Sequence[Points]  # by run, as drawn in bold
     faint: Sequence[Points]  # by run; none where the bold line has every figure
     changes: Sequence[Sequence[float]] = field(default=())
+    cut: bool = False  # figures above the axis are left out
 
     def pixels(self, points: Points) -> Points:
         """Points of the axes on the picture."""
         return np.stack([self.x.place(points[:, 0]), self.y.place(points[:, 1])], axis=1)
+
+    def inside(self, points: Points) -> list[Points]:
+        """The parts of a line that are on the axes, in pixels; where it leaves them a part ends on the edge."""
+        above = points[:, 1] > self.y.high
+        if not (self.cut and above.any()):
+            return [self.pixels(points)]
+        level = np.log if self.y.log else np.asarray
+        before = np.flatnonzero(above[1:] != above[:-1])
+        (x0, y0), (x1, y1) = points[before].T, points[before + 1].T
+        share = (level(self.y.high) - level(y0)) / (level(y1) - level(y0))
+        edge = np.stack([x0 + share * (x1 - x0), np.full(len(before), self.y.high)], axis=1)
+        whole = np.insert(points, before + 1, edge, axis=0)
+        outside = np.insert(above, before + 1, False)
+        ends = np.flatnonzero(outside[1:] != outside[:-1]) + 1
+        parts = zip(np.split(whole, ends), np.split(outside, ends), strict=True)
+        return [self.pixels(part) for part, left_out in parts if not left_out[0]]
 
 
 def draw(
@@ -99,12 +123,13 @@ def draw(
     against: str,
     error_title: str = "validation top-1 error, %",
     chance: tuple[str, float] | None = None,
+    ceiling: tuple[str, float] | None = None,
     notes: Sequence[str] = (),
 ) -> Image.Image:
     """The picture, RGB; at most `MOST` curves, at least one with a point.
 
     `against` says in words what the axis below is; `chance` is the loss of a constant answer, with its name;
-    `notes` stand below all.
+    `ceiling` that at which the axis ends if one is above, with what it is; `notes` stand below all.
     """
     columns = _columns(curves)
     top = MARGIN + -(-len(curves) // columns) * LEGEND_ROW + 22
@@ -115,9 +140,10 @@ def draw(
     x = _across(np.concatenate([each[:, 0] for each in points]))
     changes = [curve.changes for curve in curves]
     levels = [] if chance is None else [chance[1]]
-    loss = _panel("training loss", x, loss_top, [curve.loss for curve in curves], changes, levels)
+    cut = _cut(curves, ceiling)
+    loss = _panel("training loss", x, loss_top, [curve.loss for curve in curves], changes, levels, cut)
     error = _panel(error_title, x, error_top, [curve.error for curve in curves], changes, [])
-    notes = [*_key(loss, error, against), *notes]
+    notes = [*_key(loss, error, against), *([] if cut is None else [cut[0]]), *notes]
 
     height = notes_top + len(notes) * (_TICK.height + 4) + MARGIN - 14
     sheet = Image.new("RGB", (WIDTH * FINE, height * FINE), PAPER)
@@ -157,14 +183,36 @@ def _panel(
     points: Sequence[Points],
     changes: Sequence[Sequence[float]],
     levels: Sequence[float],
+    cut: tuple[str, float] | None = None,
 ) -> Panel:
-    """Of the loss, whose axis shows `levels` too, or of errors in percent."""
+    """Of the loss, whose axis shows `levels` too and ends at `cut`, or of errors in percent."""
     is_loss = title.endswith("loss")
     lines = [_averaged(each, x) for each in points]
     faint = [each if len(line) < len(each) else each[:0] for each, line in zip(points, lines, strict=True)]
     every = np.concatenate([*(each[:, 1] for each in lines), levels])
+    if cut is not None:
+        every = np.minimum(every, cut[1])
     y = _upwards(every, top, log_allowed=is_loss, most=math.inf if is_loss else 100.0)
-    return Panel(f"{title}, logarithmic" if y.log else title, x, y, lines, faint, changes)
+    if cut is not None:
+        y = replace(y, high=cut[1])
+    title = f"{title}, logarithmic" if y.log else title
+    return Panel(title, x, y, lines, faint, changes, cut is not None)
+
+
+def _cut(curves: Sequence[Curve], ceiling: tuple[str, float] | None) -> tuple[str, float] | None:
+    """Where the axis of the loss ends because one has diverged, and words of it: else all others were one line."""
+    known = [curve.loss for curve in curves if len(curve.loss)]
+    if ceiling is None and known:
+        ceiling = f"{CUT:g} × the middle first loss", CUT * statistics.median_low(each[0, 1] for each in known)
+    if ceiling is None or ceiling[1] <= 0:
+        return None
+    words, end = ceiling
+    beyond = [curve for curve in curves if len(curve.loss) and curve.loss[:, 1].max() > end]
+    if not beyond:
+        return None
+    most = max(float(curve.loss[:, 1].max()) for curve in beyond)
+    names = ", ".join(curve.name for curve in beyond)
+    return f"the axis of the loss ends at {end:.3g}, {words}; above it, up to {most:.2g}: {names}", end
 
 
 def _key(loss: Panel, error: Panel, against: str) -> list[str]:
@@ -174,7 +222,10 @@ def _key(loss: Panel, error: Panel, against: str) -> list[str]:
         grey = " (grey: of several runs)" if _shared(loss.changes) else ""
         key.append(f"dotted verticals: learning rates change{grey}")
     if any(len(each) for each in (*loss.faint, *error.faint)):
-        key.append(f"bold: means over {_about(loss.x.high / STRETCHES)} {against}, faint: every figure")
+        width = _about(loss.x.high / STRETCHES)
+        # "1 epoch" of "epochs", "1 hour of training" of "hours of training"
+        unit = re.sub(r"s\b", "", against, count=1) if width == "1" else against
+        key.append(f"bold: means over {width} {unit}, faint: every figure")
     return ["; ".join(key)] if key else []
 
 
@@ -246,13 +297,20 @@ def _shared(changes: Sequence[Sequence[float]]) -> list[float]:
 def _draw_lines(pen: Pen, panel: Panel) -> None:
     for number, faint in enumerate(panel.faint):
         if len(faint):
-            pen.line(thinned(panel.pixels(faint)), paled(COLOURS[number], 0.28), 1)
+            for part in panel.inside(faint):
+                pen.line(thinned(part), paled(COLOURS[number], 0.28), 1)
     for number, line in enumerate(panel.lines):
-        pen.line(panel.pixels(line), COLOURS[number], 2.6, DASHES[number])
+        parts = panel.inside(line)
+        for part in parts:
+            pen.line(part, COLOURS[number], 2.6, DASHES[number])
+        if panel.cut and len(line) and line[-1, 1] > panel.y.high:
+            x, y = parts[-1][-1] if parts else panel.pixels(line[:1])[0]
+            pen.line(np.array([[x - 9, y + 5], [x, y - 7], [x + 9, y + 5]]), COLOURS[number], 3)
     for number, line in enumerate(panel.lines):
         places = panel.pixels(line)
-        for place in places[_marked(len(places), number)]:
-            pen.marker((float(place[0]), float(place[1])), number, 5.5)
+        for at in _marked(len(places), number):
+            if not panel.cut or line[at, 1] <= panel.y.high:
+                pen.marker((float(places[at, 0]), float(places[at, 1])), number, 5.5)
 
 
 def _marked(points: int, number: int) -> list[int]:

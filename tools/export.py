@@ -27,7 +27,17 @@ import torch
 from torch import Tensor, nn
 
 from ..shards import AlexshardError, WrongCall, is_another_running, sync_folder, unique_part_suffix
-from ..trainer import FORMS, Checkpoint, Constants, Form, Portable, build_network, load_checkpoint, versions
+from ..trainer import (
+    FORMS,
+    Checkpoint,
+    Constants,
+    Form,
+    Portable,
+    RunFolder,
+    build_network,
+    load_checkpoint,
+    versions,
+)
 from .model_card import about_network, model_card, preprocessing
 
 # Of the largest logit. What was measured is about 1e-6 (docs/export.md): other orders of the same sums.
@@ -69,8 +79,8 @@ def export(
         out: replaced where it holds an earlier export and nothing else; None: `export/FORMAT` in the run folder.
 
     Raises:
-        WrongCall: an unknown format, a package that is missing, a folder that holds something else, no run, or a
-            form that the network cannot have.
+        WrongCall: an unknown format, a package that is missing, a folder that holds something else or whose name
+            is not UTF-8, no run, or a form that the network cannot have.
         BadCheckpoint: the run's network cannot be read.
         AlexshardError: its outputs are not finite, or the export's are others.
     """
@@ -85,6 +95,7 @@ def export(
     if out is None and run.is_file():
         raise WrongCall(f"{run} is a checkpoint file, and no folder to export into", remedy="name one by --out")
     folder = (out or run / "export" / to).resolve()
+    _check_name(folder)
     _check_free(folder)
     checkpoint = load_checkpoint(run, best=best, say=say)
     batches = check_images(checkpoint.side)
@@ -101,7 +112,8 @@ def export(
         _write_json(part / "classes.json", classes)
         _write_json(part / "preprocessing.json", preprocessing(checkpoint))
         shutil.copyfile(Path(__file__).with_name("export_example.py"), part / "example.py")
-        card = model_card(checkpoint, to, largest_difference=difference, versions=made_with)
+        chosen = best or (run.is_file() and run.name == RunFolder(run.parent).best.name)
+        card = model_card(checkpoint, to, largest_difference=difference, versions=made_with, best=chosen)
         (part / "README.md").write_text(card, encoding="utf-8")
         for path in part.iterdir():
             path.chmod(part.stat().st_mode & 0o666)  # safetensors writes for the owner alone
@@ -265,6 +277,17 @@ def appearing_folder(folder: Path) -> Iterator[Path]:
         raise
     sync_folder(folder.parent)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _check_name(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise WrongCall(
+            f"the name of the folder {folder} is not UTF-8",
+            why="the libraries that write the network cannot open a file there",
+            remedy="name another folder by --out",
+        ) from None
 
 
 def _check_free(folder: Path) -> None:

@@ -30,7 +30,11 @@ def main(paths: list[str]) -> None:
     classes = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
     network = load_network()
     for path in paths:
-        logits = network(central_crop(path, how["stored_side"], how["side"])[None])[0].astype(np.float64)
+        try:
+            image = central_crop(path, how["stored_side"], how["side"])
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, by format
+            sys.exit(f"error: {path} cannot be read as an image: {error}")
+        logits = network(image[None])[0].astype(np.float64)
         probabilities = np.exp(logits - logits.max())
         probabilities /= probabilities.sum()
         print(path)

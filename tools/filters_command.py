@@ -12,6 +12,7 @@ from .report import json_on_failure, print_json
 from .terminal import facts
 
 PATH = click.Path(path_type=Path)
+YARDSTICK = "kernels of noise: 2/3, grey ones: 0"
 
 
 @click.command("filters")
@@ -55,8 +56,8 @@ def filters_command(run: Path, out: Path, best: bool, per_kernel: bool, scale: i
             shown = {
                 "run": f"{run}, step {checkpoint.step:,}",
                 "kernels": f"{kernels} of {side}×{side}, {kernels // 2} of each tower",
-                "tower A": f"{first:.3f} of the variance is colour",
-                "tower B": f"{second:.3f} of the variance is colour",
+                "tower A": f"{first:.3f} of the variance is colour ({YARDSTICK})",
+                "tower B": f"{second:.3f} of the variance is colour ({YARDSTICK})",
                 "picture": out,
             }
             click.echo(facts(shown))

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -28,6 +29,22 @@ def coded(line: Text, stream: TextIO, *, coloured: bool) -> str:
         console.print(line, end="", soft_wrap=True)
     utf = (stream.encoding or "").lower().startswith("utf")
     return captured.get() if utf else captured.get().translate(_PLAIN)
+
+
+def let_go(stream: TextIO) -> None:
+    """Its reader went away: whatever is told to it from here on, at exit too, goes nowhere.
+
+    So does what goes to the same place by stdout or stderr.
+    """
+    descriptors = [stream.fileno()]
+    for other in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            if os.path.sameopenfile(other.fileno(), stream.fileno()):
+                descriptors.append(other.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 class Region:
@@ -87,15 +104,9 @@ class Region:
                 self._stream.write("".join((up, clear, above, below, _CLEAR)))
                 self._stream.flush()
             except OSError:
-                self._let_go()
+                self._gone = True
+                let_go(self._stream)
             self._last, self._drawn = now, [line.cell_len for line in drawn]
-
-    def _let_go(self) -> None:
-        """The terminal went away: whatever is told to it from here on, at exit too, goes nowhere."""
-        self._gone = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
 
     def _tick(self) -> None:
         while not self._over.wait(self._every_s):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from rich.text import Text
@@ -29,8 +30,10 @@ def picture(shown: Shown, *, width: int, now: float) -> list[Text]:
     if shown.last_step:
         lines.append(_bar(shown.step / shown.last_step, width))
     lines += _flowed("", _progress(shown, now), width)
-    if shown.state:
-        lines += _flowed("", [Text(printable(shown.state), "bold" if shown.going else "bold magenta")], width)
+    colour = "bold" if shown.going else "bold red" if shown.failed else "bold magenta"
+    lines += _wrapped(shown.state, width, colour)
+    if shown.failed and not shown.going and shown.end and shown.end["remedy"]:
+        lines += _wrapped(f"what to do: {shown.end['remedy']}", width)
     rows = (
         ("loss", _loss(shown)),
         ("train error", _errors(shown.train)),
@@ -87,10 +90,10 @@ def _head(shown: Shown, width: int) -> list[Text]:
     name = Text(printable(str(shown.folder)), "bold")
     devices = list(dict.fromkeys(machine.get("devices") or ()))
     ranks = machine.get("ranks") or 1
-    about = [Text(str(recipe["preset"]))] if "preset" in recipe else []
-    about += [Text(f"{word} {recipe[word]:g}") for word in ("width", "seed") if word in recipe]
-    about += [Text(str(recipe["precision"]))] if "precision" in recipe else []
-    about += [Text((f"{ranks} × " if ranks > 1 else "") + " and ".join(devices))] if devices else []
+    about = [Text(printable(recipe["preset"]))] if recipe.get("preset") else []
+    about += [Text(f"{word} {recipe[word]:g}") for word in ("width", "seed") if recipe.get(word) is not None]
+    about += [Text(printable(recipe["precision"]))] if recipe.get("precision") else []
+    about += [Text((f"{ranks} × " if ranks > 1 else "") + printable(" and ".join(devices)))] if devices else []
     words = Text(" · ").join(about)
     fill = width - name.cell_len - words.cell_len - 8
     if fill >= 2:
@@ -116,12 +119,16 @@ def _progress(shown: Shown, now: float) -> list[Text]:
     if (so_far := shown.seconds_so_far(now)) > 0:
         pieces.append(_of("", _time(so_far), " so far"))
     left = shown.seconds_left(now)
-    if shown.going and shown.done:
+    evaluating = shown.evaluating if shown.going else None
+    if evaluating is not None:
+        pieces.append(Text(printable(str(evaluating)), "bold"))
+    if shown.going and shown.done and evaluating is None:
         pieces.append(Text("finishing…"))
-    elif shown.going:
-        pieces.append(Text("measuring…") if left is None else _of("", _time(left), " left"))
-    if shown.last_step < (shown.config.get("total_steps") or 0):
-        pieces.append(Text(f"schedule of {shown.recipe.get('epochs')} epochs"))
+    elif shown.going and not shown.done:
+        pieces.append(Text("measuring…") if left is None else _of("", _time(left), f" {shown.left_of}"))
+    if shown.last_step < (shown.config.get("total_steps") or 0) and shown.recipe.get("epochs"):
+        epochs = shown.recipe["epochs"]
+        pieces.append(Text(f"schedule of {epochs:g} epoch{'' if epochs == 1 else 's'}"))
     return pieces
 
 
@@ -191,6 +198,11 @@ def _flowed(label: str, pieces: Sequence[Text], width: int) -> list[Text]:
         lines[-1].append_text(piece if empty else Text.assemble((" · ", "dim"), piece))
         empty = False
     return lines
+
+
+def _wrapped(text: str, width: int, style: str = "") -> list[Text]:
+    """A sentence on as many lines as it needs; --options in it stay whole."""
+    return [Text(line, style) for line in wrap(printable(text), max(1, width), break_on_hyphens=False)]
 
 
 def _of(before: str, value: str, behind: str) -> Text:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..shards import printable
+from ..shards import ClassEntry, printable
 from ..trainer import FORMS, PRESETS, Checkpoint, Recipe, differences, versions
+from .show import first_word
 
 # fidelity.md, §0 and its head: the published figures of the network that both presets describe.
 _PUBLISHED = (
@@ -18,6 +19,11 @@ _PUBLISHED = (
     "37.5 / 17.0 % with ten, and 40.7 / 18.2 % on ILSVRC-2012's validation images with ten. These are not this "
     "network's figures."
 )
+_CHOSEN = (
+    "It is the network of the run's best validation: of all that were evaluated it was chosen by these same "
+    "images, so its error is a little flattered, and likely to be higher on images that chose nothing."
+)
+_CLASSES_TOLD = 10  # of the classes, by name
 _NEUTRAL = {"seed", "precision", "order", "window"}  # fields that leave the recipe the published one
 
 _SNIPPETS = {
@@ -62,7 +68,7 @@ tags:
 - image-classification
 ---
 
-# AlexNet, {preset}, {classes:,} classes
+# AlexNet, {preset}, {counted_classes}
 
 {what}
 
@@ -110,7 +116,7 @@ was trained by at most {difference:.2g}.
 
 ## Limits
 
-- It names one of its {classes:,} classes for any image whatever, also for one that shows none of them. Its
+- It names one of its {counted_classes} for any image whatever, also for one that shows none of them. Its
   probabilities have not been calibrated.
 - It is an architecture of 2012, trained to study that year's method: no product, and nothing by which to judge
   people.
@@ -125,8 +131,10 @@ was trained by at most {difference:.2g}.
 """
 
 
-def model_card(checkpoint: Checkpoint, to: str, *, largest_difference: float, versions: Mapping[str, str]) -> str:
-    """README.md of an export in the form `to`."""
+def model_card(
+    checkpoint: Checkpoint, to: str, *, largest_difference: float, versions: Mapping[str, str], best: bool = False
+) -> str:
+    """README.md of an export in the form `to`; `best`: the network was chosen by its validation error."""
     recipe, numbers = checkpoint.recipe, {"stored_side": checkpoint.stored_side, "side": checkpoint.side}
     groups = list(recipe.schedule[0].rates)
     return _CARD.format(
@@ -134,6 +142,7 @@ def model_card(checkpoint: Checkpoint, to: str, *, largest_difference: float, ve
         library="onnx" if to == "onnx" else "pytorch",
         preset=f"`{recipe.preset}`",
         classes=checkpoint.num_classes,
+        counted_classes=_counted(checkpoint.num_classes, "class", "classes"),
         what=_what(recipe),
         facts=_rows(_facts(checkpoint)),
         data=_data(checkpoint),
@@ -141,7 +150,7 @@ def model_card(checkpoint: Checkpoint, to: str, *, largest_difference: float, ve
         groups=" | ".join(groups),
         rules=" | ".join("---" for _ in groups),
         rates=_rates(recipe),
-        error=_error(checkpoint),
+        error=_error(checkpoint, best=best),
         subtracted=preprocessing(checkpoint)["subtracted_by_network"],
         install=_INSTALL[to],
         snippet=_SNIPPETS[to].format(**numbers, top=min(5, checkpoint.num_classes)),
@@ -217,17 +226,25 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _data(checkpoint: Checkpoint) -> str:
+    names = [first_word(ClassEntry(*each, None)) for each in checkpoint.classes[:_CLASSES_TOLD]]
+    told = "; ".join(map(_cell, names))
+    if more := checkpoint.num_classes - len(names):
+        told += f"; and {more:,} more in classes.json"
+    images = _counted(checkpoint.training_images, "training image", "training images")
+    classes = _counted(checkpoint.num_classes, "class", "classes")
     return (
-        f"The shard set {_cell(checkpoint.set_name)} (digest {_cell(checkpoint.shard_set)}): "
-        f"{checkpoint.num_classes:,} classes, images stored as squares of {checkpoint.stored_side} pixels, seen "
-        f"by the network in crops of {checkpoint.side}. What images these are is known to whoever packed the set."
+        f"The shard set {_cell(checkpoint.set_name)} (digest {_cell(checkpoint.shard_set)}): {images} of "
+        f"{classes}, stored as squares of {checkpoint.stored_side} pixels, seen by the network in crops of "
+        f"{checkpoint.side}. "
+        f"The classes are: {told}. Where the images come from the run does not record."
     )
 
 
 def _training(checkpoint: Checkpoint) -> str:
     recipe, epochs = checkpoint.recipe, checkpoint.step / checkpoint.steps_per_epoch
     told = [
-        f"{checkpoint.step:,} steps of {recipe.batch_size:,} images: {epochs:.4g} of {recipe.epochs:,} epochs",
+        f"{_counted(checkpoint.step, 'step', 'steps')} of {_counted(recipe.batch_size, 'image', 'images')}: "
+        f"{epochs:.4g} of {_counted(recipe.epochs, 'epoch', 'epochs')}",
         f"seed {recipe.seed}, {recipe.precision}",
         f"momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g} on weights",
         f"augmentation {f'of `{recipe.augment}`' if recipe.augment else 'none'}",
@@ -239,7 +256,7 @@ def _training(checkpoint: Checkpoint) -> str:
     if recipe.drop_on == "plateau":
         how = (
             "Rates per step on the mean gradient of a batch. The table counts drops, not epochs: one is made when "
-            f"the best validation error is more than {recipe.patience} epochs old."
+            f"the best validation error is more than {_counted(recipe.patience, 'epoch', 'epochs')} old."
         )
     return f"{'; '.join(told)}. {how}"
 
@@ -256,14 +273,17 @@ def _rates(recipe: Recipe) -> str:
     return "\n".join(rows)
 
 
-def _error(checkpoint: Checkpoint) -> str:
+def _error(checkpoint: Checkpoint, *, best: bool) -> str:
     found, recipe = checkpoint.evaluation, checkpoint.recipe
     if found is None:
         told = "Not evaluated."
     else:
-        earlier = "" if found["step"] == checkpoint.step else f"of an earlier state, after step {found['step']:,}"
+        state = f"this network, after step {checkpoint.step:,}"
+        if found["step"] != checkpoint.step:
+            state = f"an earlier one, after step {found['step']:,}; this network is that after {checkpoint.step:,}"
         rows = {
-            "split": _cell(str(found["split"])) + (f", {earlier}" if earlier else ""),
+            "network": state,
+            "split": _cell(str(found["split"])),
             "images": f"{found['samples']:,}",
             "views of an image": str(found["views"]),
             "top-1 error": f"{100 * found['top1_error']:.2f} %",
@@ -271,6 +291,7 @@ def _error(checkpoint: Checkpoint) -> str:
             "loss": f"{found['loss']:.4f}",
         }
         told = f"| | |\n| --- | --- |\n{_rows(rows)}"
+        told += f"\n\n{_CHOSEN}" if best else ""
     return f"{told}\n\n{_PUBLISHED}" if is_published(recipe, checkpoint.num_classes) else told
 
 
@@ -280,6 +301,10 @@ def is_published(recipe: Recipe, num_classes: int) -> bool:
         return False
     changed = {line.partition(":")[0] for line in differences(PRESETS[recipe.preset](), recipe)}
     return changed <= _NEUTRAL
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def _rows(facts: Mapping[str, str]) -> str:

@@ -230,7 +230,8 @@ def correct_labels(files: Sequence[Path], classes: Sequence[ClassEntry], asked: 
         except WrongCall as error:
             # Its remedy lists the classes of a shard set, which need not be on this machine.
             remedy = error.remedy if error.remedy.startswith("--label") else "--label with a synset of the network"
-            raise WrongCall(error.what, why=f"the network knows {len(classes):,} classes", remedy=remedy) from None
+            count = f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'}"
+            raise WrongCall(error.what, why=f"the network knows {count}", remedy=remedy) from None
         return [label] * len(files)
     by_synset = {entry.synset: label for label, entry in enumerate(classes)}
     return [by_synset.get(normalize("NFC", file.absolute().parent.name)) for file in files]

@@ -98,7 +98,7 @@ def predict_command(
                 {"path": str(each.file), "top": [dataclasses.asdict(guess) for guess in each.top]}
                 for each in predictions
             ]
-            print_json({**about, "images": told})
+            print_json({**about, "images": told, "picture": None if picture is None else str(picture)})
         else:
             click.echo(readable(predictions))
 

@@ -8,17 +8,46 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .report import SCHEMA
+from .terminal import duration
 
 LOADER_SETS_THE_PACE = 0.1  # of the time spent waiting for batches; below it the network does
 RECENT_LINES = 20  # that time left is told from
+RECENT_EVALUATIONS = 3  # that their distance is told from: the end that --max-steps set comes too early
 
 Record = Mapping[str, Any]
+
+_WHOLE = "a whole number from 0"
+_HOLDS: Mapping[str, tuple[str, ...]] = {
+    "an object": ("recipe", "machine"),
+    "a list": ("classes",),
+    "a list of names": ("machine.devices",),
+    _WHOLE: (
+        *("steps_per_epoch", "total_steps", "last_step", "machine.ranks", "recipe.seed", "recipe.batch_size"),
+    ),
+    "a number": ("recipe.width", "recipe.epochs"),
+    "a name": ("recipe.preset", "recipe.precision"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluating:
+    """An evaluation that goes on."""
+
+    began: float  # seconds since 1970
+    split: str = ""  # not known where this is another process's
+    samples: int = 0
+
+    def __str__(self) -> str:
+        of = "" if self.samples == 1 else "s"
+        return f"evaluating on {self.split}, {self.samples:,} image{of}" if self.split else "evaluating, it seems"
 
 
 @dataclass
@@ -36,13 +65,15 @@ class Shown:
     early: tuple[float, float] | None = None  # images a second and waiting share, measured over the first steps
     recent: tuple[tuple[float, float], ...] = ()  # images/s and seconds of the last lines of training
     worked_s: float = 0.0  # that the records cover
-    evaluated_s: float = 0.0  # of these, evaluations
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # step, seconds
+    evaluating: Evaluating | None = None
     began: float | None = None  # this process began to train; None: it is another's run
     worked_before_s: float = 0.0  # by the processes before this one
     heard: float | None = None  # the last figures came
     saved: tuple[int, float] | None = None  # step of the last checkpoint, when
     going: bool = True  # somebody is at work on it
     state: str = ""  # who, in words
+    end: Mapping[str, Any] | None = None  # how the last process ended, by its word (`read_end`)
     warnings: tuple[str, ...] = ()  # the last ones
 
     @property
@@ -67,8 +98,16 @@ class Shown:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are."""
-        return 0 < self.last_step <= self.step
+        """Whether the run is: by its own word, else where all steps are and their state is kept."""
+        if self.end is not None:
+            return bool(self.end["state"] == "done")
+        lost = not self.going and self.saved is not None and self.saved[0] < self.step
+        return 0 < self.last_step <= self.step and not lost
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last process that trained said so."""
+        return self.end is not None and self.end["state"] == "failed"
 
     @property
     def images_per_s(self) -> float | None:
@@ -90,14 +129,55 @@ class Shown:
         return max(0, self.last_step - self.step) * int(self.recipe.get("batch_size") or 0)
 
     def seconds_left(self, now: float) -> float | None:
-        """Until all steps are done, with evaluations as often and long as so far; None: not known yet."""
+        """Until all steps are done, with evaluations as often as so far and as long as the last one.
+
+        None: not known yet. Before the first evaluation nothing is known of them, and it is the time of training
+        alone (`left_of`).
+        """
         speed = self.images_per_s
         if speed is None or not self.last_step:
             return None
         seconds = self.images_left / speed
-        if self.step:
-            seconds += self.evaluated_s / self.step * max(0, self.last_step - self.step)
-        return max(0.0, seconds - (now - self.heard if self.heard and self.going else 0.0))
+        if self.evaluation_distance:
+            seconds += self.evaluations_left * self.evaluations[-1][1]
+        return max(0.0, seconds - (self._since_heard(now) if self.going else 0.0))
+
+    @property
+    def left_of(self) -> str:
+        """What `seconds_left` is of, in words."""
+        return "left" if self.evaluations else "of training left"
+
+    @property
+    def evaluation_distance(self) -> int:
+        """Steps from one evaluation to the next, as seen so far; 0: none was."""
+        steps = [0, *(step for step, _ in self.evaluations)]
+        return max((b - a for a, b in pairwise(steps[-RECENT_EVALUATIONS - 1 :])), default=0)
+
+    @property
+    def evaluations_left(self) -> int:
+        """Those to come, with one that goes on: at multiples of their distance, and after the last step."""
+        distance, last = self.evaluation_distance, self.last_step
+        before = max(self.evaluations[-1][0], self.step - 1) if self.evaluations else 0
+        return max(0, last // distance - before // distance) + (last % distance > 0) if distance else 0
+
+    def evaluates_now(self) -> bool:
+        """Whether the lines look like it: the last one is at the end of an epoch that has an evaluation."""
+        step = int(self.train["step"]) if self.train else 0
+        per_epoch = int(self.config.get("steps_per_epoch") or 0)
+        if not per_epoch or not step or (self.val is not None and self.val["step"] >= step):
+            return False
+        if self.evaluations:
+            due = step - self.evaluations[-1][0] >= self.evaluation_distance
+            return step == self.last_step or (step % per_epoch == 0 and due)
+        return step == per_epoch  # where none came after the first epoch there may never be one
+
+    def _since_heard(self, now: float) -> float:
+        """Seconds of the work ahead that were done since the last figures came."""
+        if self.evaluating is None:
+            return now - self.heard if self.heard else 0.0
+        began, usual = self.evaluating.began, self.evaluations[-1][1] if self.evaluations else 0.0
+        # Training stands still, and an evaluation is counted as long as the one before took.
+        return began - (self.heard or began) + min(now - began, usual)
 
     def seconds_so_far(self, now: float) -> float:
         """Of work on the run, by this process and those before."""
@@ -112,6 +192,7 @@ class Shown:
         self.step = max(self.step, step)
         self.worked_s += seconds
         self.heard = now
+        self.evaluating = None
         if record["kind"] == "train":
             self.train = record
             if (loss := number(record.get("loss"))) is not None:
@@ -120,7 +201,7 @@ class Shown:
                 self.recent = (*self.recent, (speed, seconds or 1.0))[-RECENT_LINES:]
             return
         self.val = record
-        self.evaluated_s += seconds
+        self.evaluations.append((step, seconds))
         if (error := number(record.get("top1_error"))) is not None:
             self.errors.append((step, error))
             if self.best is None or error < self.best["top1_error"]:
@@ -156,20 +237,78 @@ class Shown:
         }
 
 
+def check_config(config: object) -> None:
+    """See that what is taken from a config.json has the types it is taken for; it may be missing, or null.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not isinstance(config, dict):
+        raise ValueError(f"it holds {type(config).__name__}, not an object")
+    for what, names in _HOLDS.items():
+        for name in names:
+            part, _, of = name.rpartition(".")
+            value = (config.get(part) or {} if part else config).get(of)
+            if value is not None and not _is(what, value):
+                raise ValueError(f"{name} is {shortened(value)}, not {what}")
+
+
+def _is(what: str, value: object) -> bool:
+    if what == _WHOLE:
+        return type(value) is int and 0 <= value < 2**53
+    if what == "a number":
+        return type(value) in (int, float) and number(value) is not None
+    if what == "a list of names":
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, {"an object": dict, "a list": list, "a name": str}[what])
+
+
+def shortened(value: object) -> str:
+    """A value of JSON, to print in a message."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def read_end(folder: Path) -> dict[str, Any] | None:
+    """What end.json says of how the last process ended that trained there.
+
+    None: nothing did yet, one is at work, it was killed, or an earlier version wrote the run.
+    """
+    try:
+        found = json.loads((folder / "end.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("state") not in ("done", "stopped", "failed"):
+        return None
+    words = {name: found.get(name) for name in ("signal", "what", "remedy")}
+    if not _is(_WHOLE, found.get("step")) or not all(isinstance(word, str | None) for word in words.values()):
+        return None
+    return {"state": found["state"], "step": found["step"], **words}
+
+
 def waiting_share(record: Record) -> float | None:
     """Share of the time that a record covers which was spent waiting for batches, 0..1; None: not known."""
     waited, seconds = number(record.get("wait_s")), number(record.get("seconds"))
     return None if waited is None or not seconds else min(1.0, waited / seconds)
 
 
-def record_line(record: Record) -> str:
-    """A record in one plain line."""
-    return (
+def record_line(record: Record, left: str = "") -> str:
+    """A record in one plain line; of training with the waiting share, and what is left where that is given."""
+    waiting = waiting_share(record) if record["kind"] == "train" else None
+    line = (
         f"{record['kind']:5}  epoch {record['epoch']:.2f}  step {record['step']:,}  "
         f"loss {or_nan(record.get('loss')):.4f}  top-1 {percent(record.get('top1_error'))}  "
         f"top-5 {percent(record.get('top5_error'))}  rate {or_nan(record.get('lr')):g}  "
         f"{or_nan(record.get('images_per_s')):,.1f} images/s"
     )
+    told = [line, f"waiting {100 * waiting:.0f} %" if waiting is not None else "", left]
+    return "  ".join(filter(None, told))
+
+
+def time_left(shown: Shown, now: float | None = None) -> str:
+    """Until the run is done, to print behind a line; nothing where it is not known, or all steps are done."""
+    seconds = shown.seconds_left(time.time() if now is None else now)
+    return "" if seconds is None or shown.step >= shown.last_step else f"{duration(seconds)} {shown.left_of}"
 
 
 def json_line(event: str, **fields: Any) -> str:
@@ -197,12 +336,16 @@ def pace(waiting: float) -> str:
 
 def number(value: object) -> float | None:
     """A figure, where it is a finite number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    found = or_nan(value)
+    return found if math.isfinite(found) else None
 
 
 def or_nan(value: object) -> float:
     """A figure, to print."""
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # JSON knows whole numbers of any length
+        return math.inf
 
 
 def percent(share: object) -> str:

@@ -3,68 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from ..shards import printable
 from ..trainer import Evaluation, Record, Reporter
-from .shown import Shown, json_line, pace, record_line, waiting_share
+from .shown import Evaluating, Shown, json_line, pace, record_line, time_left, waiting_share
 from .terminal import PLAIN_LINE_EVERY_S, duration
 
-__all__ = ["JsonLines", "Lines", "Live", "Quiet", "json_line", "reporter_for"]
+__all__ = ["JsonLines", "Lines", "Live", "Quiet", "json_line", "reporter_for", "tell"]
 
 
-def reporter_for(*, quiet: bool, as_json: bool) -> AbstractContextManager[Reporter]:
+@contextmanager
+def reporter_for(*, quiet: bool, as_json: bool) -> Iterator[Reporter]:
     """The reporter that was asked for, to be used within the block; on a terminal the live view, else lines."""
-    if as_json:
-        return nullcontext(JsonLines())
-    if quiet:
-        return nullcontext(Quiet())
     # A terminal that cannot move its cursor (of an editor, say) is told lines; of ranks the first one has it.
     live = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return Live() if live and os.environ.get("RANK", "0") == "0" else nullcontext(Lines())
+    try:
+        if as_json:
+            yield JsonLines()
+        elif quiet:
+            yield Quiet()
+        elif live and os.environ.get("RANK", "0") == "0":
+            with Live() as reporter:
+                yield reporter
+        else:
+            yield Lines()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)  # else what a full disk left in it would change the exit code
 
 
-class Lines(Reporter):
-    """Figures of training every few seconds, of evaluation always; on stderr."""
+def tell(text: str, *, err: bool = False) -> None:
+    """Print a line at once. A reader that went away (`| head`, a pipe of ssh) or a full disk does not end the run.
 
-    printed = -math.inf
-
-    def say(self, line: str) -> None:
-        click.echo(line, err=True)
-
-    def warn(self, line: str) -> None:
-        self.say(f"warning: {line}")
-
-    def rate(self, images_per_s: float, waiting: float, images_left: int) -> None:
-        self.say(
-            f"measured: {images_per_s:,.1f} images/s, {100 * waiting:.0f} % of the time waiting for batches "
-            f"(the {pace(waiting)} sets the pace); {duration(images_left / images_per_s)} of training left"
-        )
-
-    def record(self, record: Record, evaluation: Evaluation | None = None) -> None:
-        if evaluation is None and time.monotonic() - self.printed < PLAIN_LINE_EVERY_S:
-            return
-        if evaluation is None:
-            self.printed = time.monotonic()
-        self.say(record_line(dataclasses.asdict(record)))
+    To a reader that went away nothing more is told; lines for a full disk are tried again with the next one.
+    """
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _let_go(sys.stderr if err else sys.stdout)
 
 
-class Quiet(Lines):
-    """Warnings alone, on stderr."""
+def _flush(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        _let_go(stream)
 
-    def say(self, line: str) -> None:
-        pass
 
-    def warn(self, line: str) -> None:
-        click.echo(f"warning: {line}", err=True)
+def _let_go(stream: TextIO) -> None:
+    from .live_region import let_go
+
+    let_go(stream)
 
 
 class _Knowing(Reporter):
@@ -94,9 +95,64 @@ class _Knowing(Reporter):
         if self.shown is not None:
             self.shown.add(dataclasses.asdict(record), time.time())
 
+    def evaluating(self, split: str, samples: int) -> None:
+        if self.shown is not None:
+            self.shown.evaluating = Evaluating(time.time(), split, samples)
+
     def saved(self, step: int) -> None:
         if self.shown is not None:
             self.shown.saved = step, time.time()
+
+
+class Lines(_Knowing):
+    """Figures of training every few seconds, of evaluation always; on stderr."""
+
+    printed = -math.inf
+
+    def say(self, line: str) -> None:
+        tell(line, err=True)
+
+    def warn(self, line: str) -> None:
+        self.say(f"warning: {line}")
+
+    def begin(self, folder: Path, config: dict[str, Any], step: int) -> None:
+        super().begin(folder, config, step)
+        if self.shown is not None and (chance := self.shown.chance_loss) is not None:
+            self.say(f"loss of a constant answer: ln({self.shown.num_classes:,}) = {chance:.4f}")
+
+    def rate(self, images_per_s: float, waiting: float, images_left: int) -> None:
+        super().rate(images_per_s, waiting, images_left)
+        self.say(
+            f"measured: {images_per_s:,.1f} images/s, {100 * waiting:.0f} % of the time waiting for batches "
+            f"(the {pace(waiting)} sets the pace); {duration(images_left / images_per_s)} of training left"
+        )
+
+    def evaluating(self, split: str, samples: int) -> None:
+        """Says so where that may be long, as the lines stand still meanwhile."""
+        super().evaluating(split, samples)
+        shown = self.shown
+        if shown is not None and (not shown.evaluations or shown.evaluations[-1][1] >= PLAIN_LINE_EVERY_S):
+            self.say(str(shown.evaluating))
+
+    def record(self, record: Record, evaluation: Evaluation | None = None) -> None:
+        super().record(record, evaluation)
+        if evaluation is None and time.monotonic() - self.printed < PLAIN_LINE_EVERY_S:
+            return
+        left = ""
+        if evaluation is None:
+            self.printed = time.monotonic()
+            left = time_left(self.shown) if self.shown is not None else ""
+        self.say(record_line(dataclasses.asdict(record), left))
+
+
+class Quiet(Lines):
+    """Warnings alone, on stderr."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    def warn(self, line: str) -> None:
+        tell(f"warning: {line}", err=True)
 
 
 class Live(_Knowing):
@@ -151,6 +207,10 @@ class Live(_Knowing):
         super().record(record, evaluation)
         self._region.redraw()
 
+    def evaluating(self, split: str, samples: int) -> None:
+        super().evaluating(split, samples)
+        self._region.redraw()
+
     def saved(self, step: int) -> None:
         super().saved(step)
         self._region.redraw()
@@ -167,7 +227,8 @@ class JsonLines(_Knowing):
              images_left, seconds_left
     train    all fields of the line in metrics.jsonl (errors 0..1; rates by group, null: frozen; memory_bytes;
              seconds, wait_s), waiting_share, last_step, chance_loss, images_left, seconds_so_far, seconds_left
-    val      the same, with split, views and samples
+    evaluating  split, samples: an evaluation begins
+    val      the same as train, with split, views and samples
     saved    step, epoch of a checkpoint that is on the disk
     end      from the command: how the run ended
     """
@@ -205,6 +266,10 @@ class JsonLines(_Knowing):
             about |= {name: of[name] for name in ("split", "views", "samples") if name in of}
         _print_json(fields.pop("kind"), **fields, **about)
 
+    def evaluating(self, split: str, samples: int) -> None:
+        super().evaluating(split, samples)
+        _print_json("evaluating", split=split, samples=samples)
+
     def saved(self, step: int) -> None:
         super().saved(step)
         steps_per_epoch = self.shown.config.get("steps_per_epoch") if self.shown else None
@@ -212,4 +277,4 @@ class JsonLines(_Knowing):
 
 
 def _print_json(event: str, **fields: Any) -> None:
-    click.echo(json_line(event, **fields))  # which flushes
+    tell(json_line(event, **fields))

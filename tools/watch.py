@@ -1,9 +1,12 @@
 """A run of another process, or a finished one, as its folder shows it.
 
-    config.json, metrics.jsonl, lock, names in checkpoints/ ─► Watched ─► the live view, lines, or JSON
+    config.json, metrics.jsonl, end.json, lock, names in checkpoints/ ─► Watched ─► the live view, lines, or JSON
 
 The files are read here and not through the trainer, which brings torch along: some seconds and hundreds of
 megabytes to show ten figures, on a machine that is busy training. Nothing is written or kept locked.
+
+A line of metrics.jsonl that is no record is passed over with a warning, where going on with a run or comparing it
+refuses the file: who watches wants to see the run that goes on, and no result is made from what is shown.
 """
 
 from __future__ import annotations
@@ -26,7 +29,20 @@ import click
 
 from ..shards import AlexshardError, Holder, WrongCall, holder_of, printable
 from .report import print_json
-from .shown import Record, Shown, finite, json_line, percent, record_line, waiting_share
+from .shown import (
+    Evaluating,
+    Record,
+    Shown,
+    check_config,
+    finite,
+    json_line,
+    number,
+    percent,
+    read_end,
+    record_line,
+    time_left,
+    waiting_share,
+)
 
 LINES_OF_THE_PAST = 10
 _CHECKPOINT = re.compile(r"step-(\d+)\.pt")
@@ -103,12 +119,14 @@ class Metrics:
 def _record(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or record.get("kind") not in ("train", "val"):
         return None
-    numbers = (record.get("step"), record.get("epoch"))
-    return record if all(isinstance(number, int | float) for number in numbers) else None
+    step, memory, rates = record.get("step"), record.get("memory_bytes", 0), record.get("rates", {})
+    whole = all(type(one) is int and 0 <= one < 2**53 for one in (step, memory))
+    named = isinstance(rates, dict) and all(rate is None or number(rate) is not None for rate in rates.values())
+    return record if whole and named and number(record.get("epoch")) is not None else None
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, float] | None:
@@ -164,8 +182,13 @@ class Watched:
         shown.heard = self._written_at()
         shown.saved = newest_checkpoint(self.folder)
         shown.going = self.holder is not None
+        # One that is at work removes it, soon if not yet.
+        shown.end = read_end(self.folder) if self.holder is None else None
+        evaluates = shown.going and shown.evaluates_now()
+        shown.evaluating = Evaluating(shown.heard) if evaluates and shown.heard else None
         bad = self._metrics.unreadable
-        shown.warnings = (f"{bad:,} lines of metrics.jsonl are no records",) if bad else ()
+        no_records = "1 line of {} is no record" if bad == 1 else f"{bad:,} lines of {{}} are no records"
+        shown.warnings = (no_records.format("metrics.jsonl"),) if bad else ()
         self.shown = shown
         shown.state = self.state()
         return news
@@ -176,33 +199,55 @@ class Watched:
 
     def state(self) -> str:
         """Who is at work on the run, or how it was left, in words."""
-        shown = self.shown
+        shown, end = self.shown, self.shown.end
         if self.holder is not None:
             who = f"process {self.holder.pid} on {self.holder.host}" if self.holder.pid else "somebody"
             return f"{who} is at work on it, since {self.holder.since}"
-        if shown.done:
-            return f"done: all {shown.last_step:,} steps"
         of = f" of {shown.last_step:,}" if shown.last_step else ""
+        if shown.done:
+            step = end["step"] if end else shown.step
+            return f"done after step {step:,}{of}" if step < shown.last_step else f"done: all {step:,} steps"
+        if end is not None:
+            how = f"{end['state']} by {end['signal']}" if end["signal"] else end["state"]
+            why = end["what"] if end["what"] else "nobody is at work on it"
+            return f"{how} after step {end['step']:,}{of}: {why}"
+        if self._lost:
+            return f"nobody is at work on it: figures up to step {shown.step:,}{of}; {self._goes_on}"
         step = max(shown.step, shown.saved[0] if shown.saved else 0)
         return f"stopped after step {step:,}{of}: nobody is at work on it"
 
+    @property
+    def _lost(self) -> bool:
+        """Whether steps must be taken again: the process was killed after its last checkpoint."""
+        return self.shown.end is None and self.shown.saved is not None and self.shown.saved[0] < self.shown.step
+
+    @property
+    def _goes_on(self) -> str:
+        return f"goes on from checkpoint {self.shown.saved[0]:,}" if self.shown.saved else "goes on"
+
     def verdict(self) -> str:
         """How the run ended, and the way on."""
-        shown = self.shown
+        shown, resume = self.shown, f"alextrain run --resume {click.format_filename(self.folder)}"
+        if shown.failed and shown.end and shown.end["remedy"]:
+            return f"{self.state()}; what to do: {shown.end['remedy']}"
+        if self._lost and not shown.done:
+            return f"{self.state()} by {resume}"
         if not shown.done:
-            return f"{self.state()}; alextrain run --resume {click.format_filename(self.folder)} goes on"
+            return f"{self.state()}; {resume} goes on"
         best = f"; best top-1 error {percent(shown.best['top1_error'])}" if shown.best else ""
         return f"{self.state()}{best}"
 
     def report(self) -> dict[str, Any]:
         """All that is known, for programs: units in the names, None where something is not known."""
         shown, now = self.shown, time.time()
-        kind = "at work" if self.holder else "done" if shown.done else "stopped"
+        kind = "at work" if self.holder else "failed" if shown.failed else "done" if shown.done else "stopped"
         speed, waiting = shown.images_per_s, shown.waiting
         return {
             **shown.plan(),
             "state": kind,
             "holder": None if self.holder is None else _holder(self.holder),
+            "ended": shown.end,
+            "evaluating": shown.evaluating is not None,
             "step": shown.step,
             **shown.derived(now),
             "images_per_s": speed,
@@ -221,12 +266,11 @@ class Watched:
             stamp = path.stat()
             if self._config_stamp == (stamp.st_ino, stamp.st_mtime_ns):
                 return None
-            config = json.loads(path.read_bytes())
-            if not isinstance(config, dict):
-                raise ValueError(f"it holds {type(config).__name__}, not an object")
+            config: dict[str, Any] = json.loads(path.read_bytes())
+            check_config(config)
         except FileNotFoundError:
             return None  # the run is just being made
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AlexshardError(
                 f"config.json of the run cannot be read: {error}",
                 where=f"{path}, line {getattr(error, 'lineno', 1)}",
@@ -294,6 +338,7 @@ class _Text:
     """The past's last few lines, then each as it comes."""
 
     def __init__(self, watched: Watched) -> None:
+        self._watched = watched
         click.echo(f"{printable(str(watched.folder))}: {printable(watched.state())}")
         for record in watched.records[-LINES_OF_THE_PAST:]:
             click.echo(record_line(record))
@@ -302,8 +347,9 @@ class _Text:
         """What is new."""
         if what:
             click.echo(printable(what))
+        shown = self._watched.shown
         for record in news.records[news.known :]:
-            click.echo(record_line(record))
+            click.echo(record_line(record, time_left(shown) if record is shown.train else ""))
 
 
 class _View(ExitStack):

@@ -30,7 +30,7 @@ def watch(run: Path, once: bool, as_json: bool, every: float) -> None:
     """
     from .watch import follow, show_once
 
-    with json_on_failure(as_json), signals_raise(signal.SIGTERM):
+    with json_on_failure(as_json, lines=not once), signals_raise(signal.SIGTERM):
         if once:
             show_once(run, as_json=as_json)
         else:

@@ -126,7 +126,8 @@ class Plan:
             f"on {_where(self.machine)}",
             f"{self.shard_set.shown}: {splits[Split.TRAIN].samples:,} training images of {self.num_classes:,} "
             f"classes, crops of {self.side}×{self.side}",
-            f"{recipe.epochs:,} epochs of {self.steps_per_epoch:,} steps of {batch:,}: {total:,} steps, "
+            f"{recipe.epochs:,} epoch{'s' * (recipe.epochs > 1)} of {self.steps_per_epoch:,} steps of {batch:,}: "
+            f"{total:,} steps, "
             f"{total * batch:,} images; "
             + (f"rates change at steps {changes}" if changes else self._rates_in_words()),
         ]

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 from alexshard.tools.compare_command import compare
-from alexshard.tools.curves import draw, points
+from alexshard.tools.curves import Axis, Curve, Panel, _cut, draw, points
 from alexshard.tools.pen import COLOURS, paled
 from alexshard.tools.terminal import Cli
 from click.testing import CliRunner
@@ -127,13 +127,17 @@ class TestTable:
             rows.setdefault(name, []).append(cells)
 
         about, figures = rows["one"][:2]
-        assert about == [*("original", "drawn", "300", "of", "1,000"), *("3", "0.75", "100.0", "10", "%")]
+        assert about == [
+            *("original", "drawn", "300", "of", "1,000"),
+            "3",
+            *("45", "min", "0", "s", "100.0", "10", "%"),
+        ]
         assert figures == [
             *("1.2500", "50.00", "%", "25.00", "%"),
             *("50.00", "%", "12.50", "%", "2"),
             *("62.50", "%", "10.00", "%", "3"),
         ]
-        assert rows["other"][0][2:] == ["100", "of", "1,000", "1", "0.25", "50.0", "10", "%"]
+        assert rows["other"][0][2:] == ["100", "of", "1,000", "1", *("15", "min", "0", "s"), "50.0", "10", "%"]
 
     def test_of_equal_evaluations_the_first_is_best(self, tmp_path):
         lines = [train(1, 2), val(1, 0.6), val(2, 0.4, 0.3), val(3, 0.4, 0.2)]
@@ -166,9 +170,51 @@ class TestTable:
         text = alextrain(one, of_others)
 
         assert "different shard sets: their errors and losses are of different images" in text
-        assert "2.303 with 10, 4.605 with 100" in text
+        assert "2.303 with 10, 4.605 with 100" in " ".join(text.split())
         assert "drawn, aaaaaaaaaaaa  one" in text
         assert "different" not in alextrain(one)
+
+    def test_seconds_of_training_are_seconds(self, tmp_path):
+        assert "  4.5 s  " in alextrain(written(tmp_path / "short", [train(1, 2, seconds=4.5)]))
+
+    def test_a_finished_run_tells_its_steps_once(self, tmp_path):
+        assert "  1,000  10 " in alextrain(written(tmp_path / "done", [train(10, 2)]))
+
+    def test_sets_differ_by_their_digest_and_are_told_by_their_names(self, one, tmp_path):
+        same = written(tmp_path / "same", [train(1, 2)], name="elsewhere")
+        other = written(tmp_path / "photographs", [train(1, 2)], name="photographs", digest="b" * 64)
+
+        assert told(one, same)["differences"] == []
+        (found,) = told(one, other)["differences"]
+        assert found["field"] == "shard set"
+        assert [each["shown"] for each in found["values"]] == ["drawn", "photographs"]
+        assert [each["value"] for each in found["values"]] == ["a" * 64, "b" * 64]
+
+    def test_no_line_is_longer_than_100_columns(self, tmp_path):
+        runs = []
+        for number in range(6):
+            own = {f"fc{layer}.weight": [[at, 0.01 / (number + at + 1)] for at in range(9)] for layer in (6, 7, 8)}
+            recipe = {"seed": number % 2, "layer_rates": {**RECIPE["layer_rates"], **own}, f"field{number}": 1}
+            lines = [train(93.25, 1e27 if number else 123.4567, seconds=4e6, images_per_s=12_345.6), val(93.25, 1)]
+            options = {"name": "photographs-of-ten-kinds", "last_step": 1_172_420, "digest": f"{number}" * 64}
+            runs.append(written(tmp_path / f"run-of-length-{number}", lines, recipe=recipe, **options))
+        text = alextrain(*runs)
+
+        assert max(map(len, text.splitlines())) <= 100
+        assert "1.0e+27" in text
+        assert "conv1.weight" not in text  # which is the same in all
+        assert [line.split()[0] for line in text.splitlines() if "weight:" in line] == [
+            *("layer", "fc7.weight:", "fc8.weight:"),
+            *["fc6.weight:", "fc7.weight:", "fc8.weight:"] * 5,
+        ]
+
+    def test_rates_of_a_layer_that_one_run_alone_has_are_told(self, one, tmp_path):
+        rates = {**RECIPE["layer_rates"], "fc8.weight": [[0.0, 0.1]]}
+        more = written(tmp_path / "more", [train(1, 2)], recipe={"layer_rates": rates})
+        lines = [" ".join(line.split()) for line in alextrain(one, more).splitlines()]
+
+        at = lines.index("layer rates fc8.weight: none of its own one")
+        assert lines[at + 1] == "fc8.weight: 0.1 more"
 
     def test_long_names_are_told_once_and_stand_as_numbers(self, tmp_path):
         names = [f"a-run-with-quite-a-long-name-of-its-own-{number}" for number in (1, 2)]
@@ -367,6 +413,54 @@ class TestPicture:
 
         assert least - middle == pytest.approx(middle - most, abs=2)
 
+    def test_a_run_that_diverged_leaves_the_axis_and_the_others_their_room(self, tmp_path):
+        steady = [level_run(tmp_path / f"{loss:g}", loss, 0.5) for loss in (0.5, 2.0)]
+        lines = [train(each / 10, 2.2 if each <= 50 else 1e27, rates={}) for each in range(1, 101)]
+        diverged = written(tmp_path / "diverged", lines)
+        image = drawn(*steady, diverged, out=tmp_path / "diverged.png")
+        picture = Picture(image)
+        rows, columns = picture.places(2, "loss")
+        panel = 430  # pixels of height
+
+        assert picture.level(0, "loss") - picture.level(1, "loss") > panel / 6
+        assert picture.right(2) == pytest.approx(92 + 0.5 * (picture.right(0) - 5 - 92), abs=15)
+        assert np.ptp(rows) > panel / 2  # up to the edge
+        assert columns.max() - columns[rows == rows.min()].mean() < 15  # where it leaves for good
+        plain = drawn(*steady, out=tmp_path / "plain.png")
+        assert image.size[1] > plain.size[1] + 15  # a line that says so
+
+    def test_what_is_cut_is_said_with_its_end_and_its_runs(self):
+        curves = [Curve("calm", points([0, 1], [2.3, 1.0]), points([], []))]
+        wild = Curve("wild", points([0, 1], [2.3, 1.3e27]), points([], []))
+
+        assert _cut(curves, ("3 × ln(10)", 6.9)) is None
+        assert _cut([*curves, wild], ("3 × ln(10)", 6.9)) == (
+            "the axis of the loss ends at 6.9, 3 × ln(10); above it, up to 1.3e+27: wild",
+            6.9,
+        )
+        assert _cut([*curves, wild], None)[1] == pytest.approx(3 * 2.3)
+
+    def test_a_spike_is_cut_at_both_sides_where_it_crosses_the_edge(self):
+        panel = Panel("loss", Axis(0, 4, 0, 400), Axis(0, 10, 100, 0), (), (), cut=True)
+        parts = panel.inside(points([0, 1, 2, 3], [5, 5, 15, 5]))
+
+        assert [part.tolist() for part in parts] == [[[0, 50], [100, 50], [150, 0]], [[250, 0], [300, 50]]]
+
+    @pytest.mark.parametrize("low", [1e-27, 1e-9, 1e-5, 0.01, 0.4])
+    def test_a_logarithmic_axis_has_few_labels_of_one_form(self, low):
+        words = [word for _, word in Axis(low, 20.0, 100, 0, log=True).ticks()]
+
+        assert 3 <= len(words) <= 9
+        assert len({"e" in word for word in words}) == 1
+
+    def test_means_over_one_epoch_are_said_in_the_singular(self):
+        from alexshard.tools.curves import _key
+
+        line = points([1, 2], [1, 1])
+        for high, words in ((240, "means over 1 epoch,"), (480, "means over 2 epochs,")):
+            panel = Panel("", Axis(0, high, 0, 1), Axis(0, 1, 0, 1), (), [line])
+            assert words in _key(panel, panel, "epochs")[0]
+
     def test_a_run_never_evaluated_has_its_training_error_there(self, tmp_path):
         lines = [train(each / 10, 2.0, top1_error=0.7, rates={}) for each in range(1, 31)]
         never = written(tmp_path / "never", lines)
@@ -462,8 +556,6 @@ class TestPicture:
 
 
 def draw_of(loss):
-    from alexshard.tools.curves import Curve
-
     return Picture(draw([Curve("run", loss, points([], []))], against="epochs", chance=("ln(20)", 3.0)))
 
 

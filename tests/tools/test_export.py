@@ -28,6 +28,7 @@ from alexshard.tools.packing.image import central_square
 from alexshard.tools.terminal import Cli
 from alexshard.trainer import (
     FORMS,
+    SCHEDULES,
     AlexNet,
     Checkpoint,
     Constants,
@@ -120,6 +121,11 @@ def saved(checkpoint: Checkpoint, folder: Path) -> Path:
     path.parent.mkdir(parents=True)
     checkpoint.save(path)
     return folder
+
+
+def fresh(recipe: Recipe) -> dict:
+    """The optimiser of a network without momentum so far."""
+    return {"momentum": {}, "rates": dict.fromkeys(recipe.schedule[0].rates, 0.01)}
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +387,8 @@ def test_weights_too_many_for_one_onnx_file_lie_beside_it(run, tmp_path, monkeyp
 @pytest.mark.parametrize("to", ["safetensors", "torch-export"])
 def test_another_recipe_is_exported_too(checkpoint, tmp_path, to):
     recipe = lively(dataclasses.replace(PAPER, conv6=True, mean="channel", dropout=False, precision="bf16"))
-    other = dataclasses.replace(checkpoint, recipe=recipe, network=AlexNet(recipe, 10, 64).state_dict())
+    network = AlexNet(recipe, 10, 64).state_dict()
+    other = dataclasses.replace(checkpoint, recipe=recipe, network=network, optimiser=fresh(recipe))
     told = succeeded(export(saved(other, tmp_path / "run"), "--to", to, "--json"))
 
     assert told["largest_difference"] < NEAR * told["largest_logit"]
@@ -431,6 +438,51 @@ def test_the_card_tells_what_the_run_measured(trained, tmp_path):
     assert f"(digest {checkpoint.shard_set})" in card
     assert "| 0 | 0.01 | 0.02 |" in card
     assert "37.5" not in card  # of another network, on other images
+    assert "| network | this network, after step 10 |\n| split | val |\n" in card
+    assert "flattered" not in card
+
+
+def test_the_card_tells_the_images_the_set_and_ten_of_its_classes_by_name(checkpoint):
+    classes = tuple((f"n{number}", f"name {number}, other name") for number in range(25))
+    known = dataclasses.replace(checkpoint, classes=classes, training_images=12_345, set_name="photographs")
+    card = model_card(known, "onnx", largest_difference=0, versions=versions())
+    named = "; ".join(f"name {number}" for number in range(10))
+
+    assert f"set photographs (digest {checkpoint.shard_set}): 12,345 training images of 25 classes, stored" in card
+    assert f"The classes are: {named}; and 15 more in classes.json." in card
+    few = model_card(checkpoint, "onnx", largest_difference=0, versions=versions())
+    assert f"{checkpoint.training_images} training images of 10 classes" in few
+    assert "more in classes.json" not in few
+
+
+@pytest.mark.parametrize("how", ["--best", "best.pt"])
+def test_the_card_of_the_best_network_says_that_its_error_chose_it(trained, tmp_path, how):
+    if how == "--best":
+        done = export(trained, "--to", "safetensors", "--out", tmp_path / "out", "--best")
+    else:
+        done = export(RunFolder(trained).best, "--to", "safetensors", "--out", tmp_path / "out")
+
+    assert done.exit_code == 0, done.output
+    error = (tmp_path / "out" / "README.md").read_text().split("## Error")[1].split("## ")[0]
+    assert "chosen by these same images, so its error is a little flattered" in error
+
+
+def test_the_state_that_was_evaluated_has_a_row_of_its_own(checkpoint):
+    earlier = dataclasses.replace(checkpoint, evaluation={**checkpoint.evaluation, "step": 5})
+    card = model_card(earlier, "onnx", largest_difference=0, versions=versions())
+
+    assert "| network | an earlier one, after step 5; this network is that after 10 |\n| split | val |\n" in card
+
+
+def test_one_epoch_and_one_step_are_said_in_the_singular(checkpoint):
+    plateau = {**SCHEDULES["plateau"].fields, "epochs": 1, "patience": 1}
+    recipe = dataclasses.replace(checkpoint.recipe, **plateau)
+    card = model_card(
+        dataclasses.replace(checkpoint, recipe=recipe, step=1), "onnx", largest_difference=0, versions=versions()
+    )
+
+    assert "1 step of 32 images: 0.2 of 1 epoch;" in card
+    assert "more than 1 epoch old" in card
 
 
 def test_the_card_of_a_network_that_was_not_evaluated_says_so(checkpoint):
@@ -457,7 +509,31 @@ def test_names_of_a_set_cannot_act_on_the_card(checkpoint):
     assert "\n# <script>" not in card
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "cut.png", "none.jpg"])
+def test_the_example_names_a_file_that_is_no_image_in_one_line(exports, images, tmp_path, name):
+    (tmp_path / "notes.txt").write_text("some words")
+    (tmp_path / "cut.png").write_bytes(images[0].with_name("oblong.png").read_bytes()[:2000])
+    folder = Path(exports["safetensors"]["folder"])
+    command = [sys.executable, "-B", folder / "example.py", tmp_path / name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {tmp_path / name} cannot be read as an image: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 # The folder
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_a_folder_whose_name_is_not_utf8_is_refused_by_that_name(run, tmp_path, to):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    done = export(run, "--to", to, "--out", folder, "--json")
+
+    assert done.exit_code == 2
+    assert "is not UTF-8" in json.loads(done.stdout)["error"]["what"]
+    assert "disk" not in done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_earlier_export_is_replaced_and_anything_else_is_left(run, tmp_path):
@@ -548,8 +624,8 @@ def test_outputs_that_are_not_finite_are_not_exported(checkpoint, tmp_path):
 @pytest.mark.parametrize("to", FORMATS)
 def test_weights_of_another_network_are_one_error(checkpoint, tmp_path, to):
     other = {name: tensor for name, tensor in checkpoint.network.items() if not name.startswith("conv2")}
-    run = saved(dataclasses.replace(checkpoint, network=other), tmp_path / "run")
-    done = export(run, "--to", to)
+    other = dataclasses.replace(checkpoint, network=other, optimiser=fresh(checkpoint.recipe))
+    done = export(run := saved(other, tmp_path / "run"), "--to", to)
 
     assert done.exit_code == 1
     assert "error: the checkpoint is of another network" in done.stderr
@@ -598,7 +674,8 @@ def test_a_missing_package_is_named_before_any_work(tmp_path, monkeypatch, to, p
     done = export(tmp_path / "no run", "--to", to)
 
     assert done.exit_code == 2
-    assert f"error: --to {to} needs {package}, which cannot be imported" in done.stderr
+    # Others that import it are missing with it, unless they have been imported before.
+    assert re.match(rf"error: --to {to} needs (\S+ and )*{package}( and \S+)*, which cannot", done.stderr)
     assert "pip install 'alexshard[export]'" in done.stderr
 
 
@@ -607,7 +684,7 @@ def test_a_run_that_is_missing_is_one_error(tmp_path, to):
     done = export(tmp_path / "none", "--to", to, "--json")
 
     assert done.exit_code == 2
-    assert "no checkpoint" in json.loads(done.stdout)["error"]["what"]
+    assert "no run" in json.loads(done.stdout)["error"]["what"]
     assert not (tmp_path / "none").exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from alexshard.tools.filters_command import filters_command
 from alexshard.tools.terminal import Cli
 from alexshard.trainer import colourfulness, filters_picture, load_checkpoint
@@ -43,9 +44,17 @@ def test_the_png_is_the_picture_of_the_runs_kernels_four_times_enlarged(trained,
         assert (picture.mode, picture.size) == ("RGB", (4 * (8 * 12 + 1), 4 * (2 * 12 + 1)))
         assert np.array_equal(np.asarray(picture), filters_picture(weights, scale=4))
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
-    assert lines["tower A"].strip() == f"{first:.3f} of the variance is colour"
-    assert lines["tower B"].strip() == f"{second:.3f} of the variance is colour"
+    yardstick = "(kernels of noise: 2/3, grey ones: 0)"
+    assert lines["tower A"].strip() == f"{first:.3f} of the variance is colour {yardstick}"
+    assert lines["tower B"].strip() == f"{second:.3f} of the variance is colour {yardstick}"
     assert lines["kernels"].strip() == "16 of 11×11, 8 of each tower"
+
+
+def test_the_yardstick_holds_for_noise_and_grey():
+    noise = torch.randn(96, 3, 11, 11, generator=torch.Generator().manual_seed(0))
+
+    assert colourfulness(noise) == pytest.approx([2 / 3] * 2, abs=0.01)
+    assert colourfulness(noise[:, :1].expand(-1, 3, -1, -1)) == pytest.approx([0.0] * 2)
 
 
 def test_per_kernel_and_scale_reach_the_picture_and_json_says_the_rest(trained, tmp_path):

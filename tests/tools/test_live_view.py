@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -11,17 +13,17 @@ import struct
 import subprocess
 import sys
 import termios
-from io import StringIO
+from io import BufferedWriter, RawIOBase, StringIO, TextIOWrapper
 from pathlib import Path
 
 import click
 import pytest
 from alexshard.tools.live_region import Region
 from alexshard.tools.live_view import curve, picture
-from alexshard.tools.shown import Shown
+from alexshard.tools.shown import Evaluating, Shown
 from alexshard.tools.terminal import duration
 from alexshard.tools.training_lines import JsonLines, Lines, Live, Quiet, json_line, reporter_for
-from alexshard.trainer import Evaluation, Record
+from alexshard.trainer import Evaluation, Record, RunFolder
 from rich.console import Console
 from rich.text import Text
 
@@ -123,6 +125,55 @@ def test_time_left_is_measured_until_it_is_known_and_counts_evaluations():
     assert f"{duration(left)} left" in "\n".join(lines(of))
 
 
+def test_before_the_first_evaluation_time_left_is_said_to_be_of_training_alone():
+    of = shown(train(50))
+    assert f"{duration(9250 * 128 / 1280)} of training left" in "\n".join(lines(of))
+
+    of.add(val(100, 0.5), 1000.0)
+    assert "of training" not in "\n".join(lines(of))
+
+
+def test_evaluations_to_come_are_as_far_apart_as_so_far_and_the_last_one_is_at_the_end():
+    of = shown(train(200), val(200, 0.5), train(250), config=CONFIG | {"last_step": 650})
+    assert of.seconds_left(1000.0) == pytest.approx(400 * 128 / 1280 + 3 * 5)  # after 400, 600 and 650
+
+    # A part of the run ended at 250, by --max-steps, and was evaluated there.
+    of.add(val(250, 0.5), 1000.0)
+    of.add(train(399), 1000.0)
+    assert of.seconds_left(1000.0) == pytest.approx(251 * 128 / 1280 + 3 * 5)  # after 400, 600 and 650
+
+
+def test_an_evaluation_is_seen_while_it_lasts_and_no_time_of_training_goes_by():
+    of = shown(train(100))
+    of.evaluating = Evaluating(1010.0, "val", 50_000)
+    left = 9200 * 128 / 1280 - 10
+
+    assert "evaluating on val, 50,000 images" in "\n".join(lines(of, now=1100.0))
+    assert [of.seconds_left(now) for now in (1010.0, 1100.0, 1900.0)] == [pytest.approx(left)] * 3
+
+    of.add(val(100, 0.5, seconds=100.0), 1110.0)
+    assert "evaluating" not in "\n".join(lines(of, now=1110.0))
+
+
+def test_a_later_evaluation_takes_of_time_left_what_the_one_before_took_and_no_more():
+    of = shown(train(100), val(100, 0.5, seconds=100.0), train(200))
+    before = of.seconds_left(1000.0)
+    of.evaluating = Evaluating(1000.0, "val", 50_000)
+
+    assert [before - of.seconds_left(now) for now in (1060.0, 1100.0, 1900.0)] == [60.0, 100.0, 100.0]
+    of.add(val(200, 0.5, seconds=100.0), 1100.0)
+    assert of.seconds_left(1100.0) == pytest.approx(before - 100)  # no jump
+
+
+def test_the_last_evaluation_is_seen_when_all_steps_are_done():
+    of = shown(train(9300))
+    assert "finishing…" in "\n".join(lines(of))
+
+    of.evaluating = Evaluating(1000.0, "val", 1)
+    assert "evaluating on val, 1 image" in lines(of)[3]
+    assert "finishing" not in "\n".join(lines(of))
+
+
 def test_speed_is_a_mean_over_time_of_the_last_lines_alone():
     of = shown(*(train(step, images_per_s=1.0) for step in range(1, 9)))
     for step in range(9, 28):
@@ -148,6 +199,9 @@ def test_a_run_that_ends_early_says_of_which_schedule_it_is():
 
     assert "epoch 1.00 of 2 · step 100 of 200" in text
     assert "schedule of 93 epochs" in text
+
+    one = CONFIG | {"last_step": 20, "total_steps": 100, "recipe": CONFIG["recipe"] | {"epochs": 1}}
+    assert lines(shown(train(10), config=one), width=119)[2].endswith("schedule of 1 epoch")
 
 
 def test_curves_fall_as_the_loss_does_and_share_one_axis():
@@ -445,12 +499,16 @@ def test_json_lines_parse_and_carry_the_figures(capsys, tmp_path):
         told.warn("a worry")
         told.rate(1000.0, 0.25, 5000)
         told.record(Record(**train(100, float("nan"))))
+        told.evaluating("val", 40)
         told.record(Record(**val(100, 0.5)), EVALUATION)
         told.saved(100)
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    begin, say, warning, rate, trained, judged, saved = found
+    begin, say, warning, rate, trained, evaluating, judged, saved = found
 
-    assert [one["event"] for one in found] == ["begin", "say", "warning", "rate", "train", "val", "saved"]
+    assert [one["event"] for one in found] == [
+        *("begin", "say", "warning", "rate", "train", "evaluating", "val", "saved")
+    ]
+    assert (evaluating["split"], evaluating["samples"]) == ("val", 40)
     assert {one["schema"] for one in found} == {1}
     assert (begin["last_step"], begin["classes"], begin["devices"]) == (9300, 10, ["cuda:0"])
     assert begin["chance_loss"] == pytest.approx(2.302585)
@@ -495,17 +553,108 @@ def test_what_is_no_terminal_is_told_plain_lines(capsys, tmp_path):
         told.rate(1000.0, 0.25, 5000)
         told.record(Record(**train(1)))
         told.record(Record(**train(2)))  # within the same seconds: not told
+        told.evaluating("val", 40)
         told.record(Record(**val(2, 0.5)), EVALUATION)
+        told.evaluating("val", 40)  # the one before took five seconds
+        told.record(Record(**val(4, 0.5, seconds=0.5)), EVALUATION)
+        told.evaluating("val", 40)  # and this one no half: of no news
+        told.printed = -math.inf
+        told.record(Record(**train(6)))
 
     figures = "loss 2.1034  top-1 {} %  top-5 42.3 %  rate 0.01  1,280.0 images/s"
+    left = duration(9294 * 128 / 1280 + 4648 * 0.5)
     assert capsys.readouterr().err.splitlines() == [
+        "loss of a constant answer: ln(10) = 2.3026",
         "a word",
         "warning: a worry",
         "measured: 1,000.0 images/s, 25 % of the time waiting for batches (the loader sets the pace); "
         "5.0 s of training left",
-        f"train  epoch 0.01  step 1  {figures.format('81.0')}",
+        f"train  epoch 0.01  step 1  {figures.format('81.0')}  waiting 1 %  {duration(929.9)} of training left",
+        "evaluating on val, 40 images",
         f"val    epoch 0.02  step 2  {figures.format('50.0')}",
+        "evaluating on val, 40 images",
+        f"val    epoch 0.04  step 4  {figures.format('50.0')}",
+        f"train  epoch 0.06  step 6  {figures.format('81.0')}  waiting 1 %  {left} left",
     ]
+
+
+def test_the_last_line_of_training_tells_no_time_left(capsys, tmp_path):
+    with reporter_for(quiet=False, as_json=False) as told:
+        told.begin(tmp_path, CONFIG, 9299)
+        told.record(Record(**train(9300)))
+
+    assert capsys.readouterr().err.splitlines()[-1].endswith("images/s  waiting 1 %")
+
+
+@pytest.fixture(scope="module")
+def home(sample_source, tmp_path_factory):
+    """A folder with a shard set in shards/."""
+    home = tmp_path_factory.mktemp("home")
+    build = [sys.executable, "-m", "alexshard.tools.cli_alexshard", "build", str(sample_source), "--size", "74"]
+    subprocess.run([*build, "--out", str(home / "shards" / "drawn")], check=True, capture_output=True)
+    return home
+
+
+@pytest.mark.parametrize(
+    ("options", "streams"),
+    [
+        ((), {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}),
+        ((), {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}),
+        (("--json",), {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}),
+    ],
+)
+@pytest.mark.parametrize("lines_read", [1, 4])
+def test_a_reader_that_goes_away_does_not_end_the_run(home, tmp_path, options, streams, lines_read):
+    command = [
+        sys.executable,
+        "-m",
+        "alexshard.tools.cli_alextrain",
+        "run",
+        "--out",
+        str(tmp_path / "r"),
+        *options,
+    ]
+    command += ["--epochs", "2", "--width", "0.125", "-b", "32", "--threads", "1", "--log-every", "1"]
+    with subprocess.Popen(command, cwd=home, text=True, **streams) as process:
+        pipe = process.stdout or process.stderr
+        read = [pipe.readline() for _ in range(lines_read)]
+        pipe.close()
+
+    assert all(read)
+    assert process.returncode == 0
+    folder = RunFolder(tmp_path / "r")
+    assert folder.load().step == folder.configuration()["last_step"] == folder.records()[-1].step > 4
+
+
+def test_a_full_disk_takes_the_lines_and_neither_the_run_nor_its_exit_code():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", FEED], stdout=subprocess.PIPE, stderr=full, text=True)
+
+    assert (done.returncode, done.stdout) == (0, "result on stdout\n")
+
+
+def test_lines_that_a_full_disk_did_not_take_come_when_there_is_room(tmp_path, monkeypatch):
+    class Disk(RawIOBase):
+        def __init__(self):
+            self.full, self.taken = True, b""
+
+        def writable(self):
+            return True
+
+        def write(self, content):
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.taken += bytes(content)
+            return len(content)
+
+    disk = Disk()
+    monkeypatch.setattr(sys, "stderr", TextIOWrapper(BufferedWriter(disk), encoding="utf-8"))
+    with reporter_for(quiet=False, as_json=False) as told:
+        told.say("while it was full")
+        disk.full = False
+        told.say("and then")
+
+    assert disk.taken.decode().splitlines() == ["while it was full", "and then"]
 
 
 def test_a_terminal_that_cannot_move_its_cursor_is_told_lines(screen, monkeypatch):

@@ -191,7 +191,8 @@ def test_the_json_names_run_step_views_and_classes(home, files):
     found = json.loads(done.stdout)
     checkpoint = load_checkpoint(home / "run")
 
-    assert found.keys() == {"schema", "run", "step", "views", "images"}
+    assert found.keys() == {"schema", "run", "step", "views", "images", "picture"}
+    assert found["picture"] is None
     assert (found["schema"], found["run"], found["step"], found["views"]) == (1, str(home / "run"), 40, 10)
     (image,) = found["images"]
     assert (image["path"], len(image["top"])) == (str(files[3]), 3)
@@ -426,6 +427,7 @@ def test_eight_images_are_two_rows_of_four_with_bars_as_long_as_probable(home, f
     chosen = files[:8]
     done = predicted(home / "run", *chosen, "--picture", tmp_path / "x.png", "--json", "--label", "3")
     found = json.loads(done.stdout)["images"]
+    assert json.loads(done.stdout)["picture"] == str(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as picture:
         sheet, told = np.asarray(picture), picture.text["Description"].split("\n")
 
@@ -509,6 +511,18 @@ def test_a_picture_that_cannot_be_written_leaves_no_result_and_no_file(home, fil
     assert (done.exit_code, done.stdout) == (1, "")
     assert "No space left on device" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_preset_table_of_recipes_fits_100_columns_and_keeps_every_word():
+    from alexshard.tools.recipes import ABOUT, listed, text
+
+    found = listed(None, width=1.0, device="cpu", measure=False)
+    for each in found["presets"]:
+        each |= {"hours": 24 * 365.5, "images_per_s": {"median": 8.0, "least": 7.9, "most": 8.1, "n": 3}}
+    printed = text(found)
+
+    assert max(map(len, printed.splitlines())) <= 100
+    assert all(word in printed for about, _ in ABOUT.values() for word in about.split())
 
 
 def test_neither_the_command_nor_the_look_at_the_images_imports_torch(files):

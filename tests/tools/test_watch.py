@@ -15,9 +15,10 @@ import termios
 from contextlib import contextmanager
 
 import pytest
-from alexshard.shards import WrongCall, locked
+from alexshard.shards import AlexshardError, WrongCall, locked
 from alexshard.tools import watch
 from alexshard.tools.live_view import picture
+from alexshard.tools.shown import json_line, record_line
 from alexshard.tools.watch import Metrics, Watched, newest_checkpoint
 
 from tests.tools.test_live_view import CONFIG, train, val
@@ -155,6 +156,35 @@ def test_lines_that_are_no_records_are_passed_over_and_counted(tmp_path):
     watched.close()
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"step": 1.5}, {"step": float("nan")}, {"step": True}, {"step": 10**400}, {"epoch": float("inf")}),
+        *({"epoch": 10**400}, {"rates": [1]}, {"rates": {"weights": "fast"}}, {"memory_bytes": "much"}),
+    ],
+)
+def test_a_line_with_an_odd_value_is_no_record(tmp_path, odd):
+    make(tmp_path, train(1), train(2) | odd)
+    watched = Watched(tmp_path)
+
+    assert steps(watched.records) == [1]
+    assert watched.shown.warnings == ("1 line of metrics.jsonl is no record",)
+    watched.close()
+
+
+@pytest.mark.parametrize("name", ["loss", "top1_error", "top5_error", "lr", "images_per_s", "wait_s", "seconds"])
+@pytest.mark.parametrize("value", [None, "x", [], {}, 10**400, float("inf")])
+def test_a_figure_that_is_no_number_is_shown_as_not_known(tmp_path, name, value):
+    make(tmp_path, train(1) | {name: value}, val(1, 0.5) | {name: value})
+    watched = Watched(tmp_path)
+
+    assert steps(watched.records) == [1, 1]
+    assert picture(watched.shown, width=79, now=0.0)
+    assert all(record_line(record) for record in watched.records)
+    assert json_line("end", **watched.report())
+    watched.close()
+
+
 def test_the_newest_checkpoint_is_known_by_its_name(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     (tmp_path / "checkpoints").mkdir()
@@ -212,6 +242,124 @@ def test_once_as_json_is_one_object_with_the_figures(tmp_path, held):
     assert found["seconds_left"] is not None
 
 
+def checkpoint(folder, step):
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / f"step-{step:09d}.pt").touch()
+
+
+def ended(folder, state, step, *, number=None, what=None, remedy=None):
+    words = {"schema": 1, "state": state, "step": step, "signal": number, "what": what, "remedy": remedy}
+    (folder / "end.json").write_text(json.dumps(words))
+
+
+def told_of(folder):
+    """State, verdict and the report for programs."""
+    watched = Watched(folder)
+    watched.close()
+    return watched.state(), watched.verdict(), watched.report()
+
+
+@pytest.mark.parametrize("step", [29, 40])
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint_not_from_its_figures(tmp_path, step):
+    folder = make(tmp_path / "r", train(20), train(step))
+    checkpoint(folder, 23)
+    state, verdict, report = told_of(folder)
+
+    assert state == (f"nobody is at work on it: figures up to step {step} of 40; goes on from checkpoint 23")
+    assert verdict == f"{state} by alextrain run --resume {folder}"
+    assert (report["state"], report["step"], report["checkpoint_step"]) == ("stopped", step, 23)
+    assert report["ended"] is None
+
+
+def test_a_run_that_a_signal_stopped_names_it(tmp_path):
+    folder = make(tmp_path / "r", train(20))
+    checkpoint(folder, 20)
+    ended(folder, "stopped", 20, number="SIGUSR1")
+    state, verdict, report = told_of(folder)
+
+    assert state == "stopped by SIGUSR1 after step 20 of 40: nobody is at work on it"
+    assert verdict == f"{state}; alextrain run --resume {folder} goes on"
+    assert (report["state"], report["ended"]["signal"]) == ("stopped", "SIGUSR1")
+
+
+def test_a_run_that_failed_says_why_and_what_to_do_and_not_to_resume(tmp_path):
+    folder = make(tmp_path / "r", train(10), train(12))
+    checkpoint(folder, 10)
+    remedy = "a new run, with another --out and --lr 0.005, and alexshard verify --deep on the shard set"
+    ended(folder, "failed", 13, what="the loss of step 13 is not finite", remedy=remedy)
+    state, verdict, report = told_of(folder)
+    once = run(folder, "--once")
+
+    assert state == "failed after step 13 of 40: the loss of step 13 is not finite"
+    assert verdict == f"{state}; what to do: {remedy}"
+    assert (report["state"], report["ended"]["what"]) == ("failed", "the loss of step 13 is not finite")
+    assert report["ended"]["remedy"] == remedy
+    assert f"{state} what to do: {remedy}" in " ".join(once.stdout.split())
+    assert "--resume" not in once.stdout
+    assert max(map(len, once.stdout.splitlines())) < 80
+
+
+def test_a_run_that_failed_and_is_at_work_again_is_at_work(tmp_path):
+    folder = make(tmp_path / "r", train(10))
+    ended(folder, "failed", 10, what="out of memory", remedy="-b 16")
+    with at_work(folder):
+        state, _, report = told_of(folder)
+
+    assert "is at work on it" in state
+    assert (report["state"], report["ended"]) == ("at work", None)
+
+
+def test_a_run_that_ended_before_its_last_step_by_its_rule_is_done(tmp_path):
+    folder = make(tmp_path / "r", train(30), val(30, 0.25))
+    ended(folder, "done", 30)
+    state, verdict, report = told_of(folder)
+
+    assert state == "done after step 30 of 40"
+    assert verdict == "done after step 30 of 40; best top-1 error 25.0 %"
+    assert report["state"] == "done"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"state": "x", "step": 1}', '{"state": "failed", "step": "x"}'])
+def test_an_end_that_cannot_be_read_is_as_none(tmp_path, content):
+    folder = make(tmp_path / "r", train(20))
+    (folder / "end.json").write_text(content)
+
+    assert told_of(folder)[0] == "stopped after step 20 of 40: nobody is at work on it"
+
+
+def evaluating(folder):
+    watched = Watched(folder)
+    watched.close()
+    seen = "evaluating, it seems" in "\n".join(line.plain for line in picture(watched.shown, width=119, now=0.0))
+    assert seen == watched.report()["evaluating"]
+    return seen
+
+
+def test_at_an_epochs_end_without_its_evaluation_it_is_evaluating(tmp_path):
+    folder = make(tmp_path / "r", train(9))
+    with at_work(folder):
+        assert not evaluating(folder)
+        append(folder, train(10))
+        assert evaluating(folder)
+        append(folder, val(10, 0.5))
+        assert not evaluating(folder)
+        append(folder, train(20))
+        assert evaluating(folder)
+        append(folder, train(21))
+        assert not evaluating(folder)
+        append(folder, train(40))
+        assert evaluating(folder)
+    assert not evaluating(folder)
+
+
+def test_no_evaluation_is_seen_where_there_was_none_after_the_epochs_before(tmp_path):
+    folder = make(tmp_path / "r", train(10), train(20))
+    with at_work(folder):
+        assert not evaluating(folder)
+        append(folder, val(20, 0.5), train(30))
+        assert not evaluating(folder)
+
+
 def test_a_run_that_is_just_being_made_is_waited_for(tmp_path):
     with at_work(tmp_path / "r"):
         bare = run(tmp_path / "r", "--once")
@@ -247,6 +395,54 @@ def test_a_config_that_cannot_be_read_is_an_error_that_says_where(tmp_path, cont
 
     assert done.returncode == 1
     assert f"where: {tmp_path / 'r' / 'config.json'}, line 1" in done.stderr
+
+
+ODD = {
+    **dict.fromkeys(("total_steps", "last_step", "steps_per_epoch"), ("x", 1.5, -1, True, [], 10**400)),
+    **dict.fromkeys(("recipe", "machine"), ("x", 3, [1])),
+    "classes": ("x", 3, {"a": 1}),
+    "recipe.batch_size": ("x", -1, 0.5),
+    "recipe.seed": ("x", {}),
+    **dict.fromkeys(("recipe.width", "recipe.epochs"), ("x", True, [], 10**400, float("nan"))),
+    **dict.fromkeys(("recipe.preset", "recipe.precision"), (3, {})),
+    "machine.devices": ("cpu", [3], {}),
+    "machine.ranks": ("x", -1),
+}
+
+
+def with_value(name, value):
+    part, _, of = name.rpartition(".")
+    return SHORT | ({part: SHORT[part] | {of: value}} if part else {of: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ODD.items() for value in values])
+def test_a_config_of_odd_values_is_a_damaged_one_and_named(tmp_path, name, value):
+    make(tmp_path / "r", train(20), config=with_value(name, value))
+
+    with pytest.raises(AlexshardError, match=rf"config.json of the run cannot be read: {name} is .*, not a"):
+        Watched(tmp_path / "r")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_config_in_which_something_is_not_known_is_shown_without(tmp_path, name):
+    make(tmp_path / "r", train(20), config=with_value(name, None))
+    watched = Watched(tmp_path / "r")
+
+    assert "step 20" in "\n".join(line.plain for line in picture(watched.shown, width=79, now=0.0))
+    assert json_line("end", **watched.report())
+    watched.close()
+
+
+def test_a_failure_with_json_is_a_line_where_lines_are_asked_for(tmp_path):
+    make(tmp_path / "r", config=SHORT | {"total_steps": "x"})
+    lines, once = run(tmp_path / "r", "--json"), run(tmp_path / "r", "--json", "--once")
+
+    assert (lines.returncode, once.returncode) == (1, 1)
+    (line,) = map(json.loads, lines.stdout.splitlines())
+    assert (line["event"], line["exit_code"]) == ("error", 1)
+    assert line["error"]["what"] == json.loads(once.stdout)["error"]["what"]
+    assert 'total_steps is "x", not a whole number from 0' in line["error"]["what"]
+    assert "Traceback" not in lines.stderr
 
 
 # Following: what the other process does happens where the watching one would sleep.
