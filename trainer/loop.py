@@ -15,36 +15,32 @@ and speaks. What they do together they do after the same steps: sums of figures,
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
-from ..pipeline import Arrivals, Loader, RemoteShelf, span
-from ..shards import AlexshardError, ShardSet, WrongCall, byte_size
-from .beginning import begin_with, weights_digest
+from ..pipeline import Loader, span
+from ..shards import AlexshardError, ShardSet
+from .agreeing import alone, same_on_all
+from .beginning import begin_with
+from .book import Book
 from .checkpoint import Checkpoint
 from .evaluate import Evaluation, NotFinite, evaluate, evaluation_loader
 from .feeding import Fed, Feeder
-from .filters import filters_picture
 from .interrupt import Interrupt, stopping_in_order
 from .machine import Machine
 from .outcome import Diverged, Outcome, OutOfMemory, Reporter, others_there
 from .plan import Plan, loading_line
-from .plateau import plateau_message
 from .ranks import Agreement
 from .recipe import Recipe
-from .records import Figures, Record, TensorBoard
+from .records import Record
 from .run_folder import RunFolder
 from .saving import Progress, SaveEvery, Saver
 from .schedule import Schedule
 from .step import Stepper, out_of_memory
-from .towers import Crossed, TwoTowers, build_network, crossing_bytes
+from .towers import Crossed, TwoTowers, build_network
 from .window import Leash, Line, Window
 
 
@@ -87,11 +83,15 @@ def train(
     plan = Plan.of(recipe, shard_set, machine, eval_every=eval_every)
     run_folder = RunFolder(folder)
     with ExitStack() as stack:
-        remark = _alone(run_folder, machine, stack)
-        resume = run_folder.load(say=_first(machine, reporter.warn)) if run_folder.holds_run else None
+        remark = alone(run_folder, machine, stack)
+        resume = (
+            run_folder.load(say=reporter.warn if machine.ranks.first else _nothing)
+            if run_folder.holds_run
+            else None
+        )
         if resume is not None:
             plan.check_continues(resume)
-        _same_on_all(run_folder, machine, resume)  # also before one might set aside what another looks for
+        same_on_all(run_folder, machine, resume)  # also before one might set aside what another looks for
         if remark is not None:
             reporter.warn(remark)
         machine.prepare(recipe.precision)
@@ -123,36 +123,8 @@ def train(
         return outcome
 
 
-def _alone(folder: RunFolder, machine: Machine, stack: ExitStack) -> str | None:
-    """The first rank looks at the folder and locks it; what it finds is refused on all."""
-    refusal, remark = None, None
-    if machine.ranks.first:
-        try:
-            folder.check()
-            remark = stack.enter_context(folder.lock())
-        except WrongCall as error:
-            refusal = error
-    for each in machine.ranks.gathered(refusal):
-        if each is not None:
-            raise each
-    return remark
-
-
-def _same_on_all(folder: RunFolder, machine: Machine, resume: Checkpoint | None) -> None:
-    """See that all ranks go on from the same state, or all begin."""
-    mine = None if resume is None else (resume.step, weights_digest(resume.network))
-    for rank, theirs in enumerate(machine.ranks.gathered(mine)):
-        if theirs != mine:
-            there, here = (f"step {each[0]:,}" if each else "no state" for each in (theirs, mine))
-            raise WrongCall(
-                f"rank {rank} finds {there} in {folder.path}, and rank {machine.ranks.rank} finds {here}",
-                why="they would train two networks and average them",
-                remedy="give all ranks one folder by --out, on a disk that all machines share",
-            )
-
-
-def _first(machine: Machine, say: Callable[[str], object]) -> Callable[[str], object]:
-    return say if machine.ranks.first else lambda _: None
+def _nothing(_: str) -> None:
+    """What the other ranks say."""
 
 
 class _Run:
@@ -187,9 +159,7 @@ class _Run:
         self.leash = Leash(self.machine.device)
         self.lines: deque[tuple[int, dict[str, float | None], Line]] = deque()  # on their way
         self.agreement = Agreement(self.ranks)
-        self.next_plateau = 0
-        self.arrived = Arrivals()
-        self.figures = Figures(folder.metrics)
+        self.book = Book(plan, folder, reporter)
         self._stack = stack
         self._evaluation_loader: Loader | None = None
 
@@ -219,21 +189,20 @@ class _Run:
             self.saver.begin(self.progress)
         self._save()
         self.saver.finish()  # however early the run ends, there is something to resume
-        self.board = TensorBoard(self.folder.path, from_step=self.step + 1) if self.ranks.first else None
+        self.book.open(self.step)
         if self.step == 0:
             self._draw_filters()
         path = self.folder.path
-        self._say(f"run {path}" if resume is None else f"{path} goes on after step {self.step:,}")
+        self.book.say(f"run {path}" if resume is None else f"{path} goes on after step {self.step:,}")
         for line in (*self.plan.lines(eval_every=self.eval_every), loading_line(self.feeder.loader), *lines):
-            self._say(line)
+            self.book.say(line)
         if self.step >= self.plan.last_step:
-            self._say(
+            self.book.say(
                 "validation stopped improving: the run is over"
                 if self.progress.plateau.stopped
                 else "all its steps are done; a larger --max-steps may go further, up to all epochs"
             )
-        if self.board is not None and not self.board.installed:
-            self._say("TensorBoard is not installed (extra: tensorboard): figures in metrics.jsonl alone")
+        self.book.say_what_is_missing()
 
     def go(self) -> Outcome:
         """Train to the end, or to a signal."""
@@ -254,12 +223,9 @@ class _Run:
                 self._evaluate_if_due()
             self._save()
         finally:
-            if self.board is not None:
-                self.board.close()
+            self.book.close()
             self.saver.wait()
         self.saver.finish()
-        if self.figures.flush() is not None:
-            self.reporter.warn(f"{self.figures.held:,} lines of {self.folder.metrics} could not be written")
         stop = self._stop_asked() or self.agreement.settle()
         stopped_by = signal.Signals(stop) if stop else None
         return Outcome(self.folder.path, self.step, self.plan.last_step, stopped_by, self.evaluation)
@@ -281,26 +247,9 @@ class _Run:
             del batch  # else its memory is held while the next one is waited for
         self._log_if(True)
         self._write_lines(wait=True)
-        self._say_arrivals()
+        self.book.say_arrivals()
         if self.step % self.plan.steps_per_epoch == 0 and self.saver.due_by_time(epoch_ends=True):
             self._save()
-
-    def _say(self, line: str) -> None:
-        if self.ranks.first:
-            self.reporter.say(line)
-
-    def _say_arrivals(self) -> None:
-        """Of a set in a store: what came over the network since this was said last."""
-        shelf = self.plan.shard_set.shelf
-        if not isinstance(shelf, RemoteShelf):
-            return
-        now, before = shelf.statistics(), self.arrived
-        if now.shards > before.shards:
-            self._say(
-                f"{now.shards - before.shards:,} shards ({byte_size(now.bytes - before.bytes)}) came from "
-                f"{shelf.shown}; {now.stalled_s - before.stalled_s:.1f} s were spent waiting for them"
-            )
-        self.arrived = now
 
     def _one(self, batch: Fed) -> None:
         before = self._crossed()
@@ -316,7 +265,9 @@ class _Run:
             images_left = (self.plan.last_step - self.step) * self.recipe.batch_size
             if self.ranks.first:
                 self.reporter.rate(early.images / early.seconds, early.wait_s / early.seconds, images_left)
-            self._say_crossed(before)
+            after = self._crossed()
+            if before is not None and after is not None:
+                self.book.say_crossed(after - before)
         # By the clock too with a line, and with one more only where they are rare: it would depend on the clock.
         if save or self.saver.due_by_time(within_line=self.window.steps > 0):
             self._log_if(True)
@@ -342,19 +293,6 @@ class _Run:
         network = self.stepper.network
         return network.crossed if isinstance(network, TwoTowers) else None
 
-    def _say_crossed(self, before: Crossed | None) -> None:
-        """Of two towers: what crossed between them in this step, beside what should have."""
-        after = self._crossed()
-        if after is None or before is None:
-            return
-        step = after - before
-        expected = crossing_bytes(self.recipe, self.plan.side, self.recipe.batch_size)
-        self._say(
-            f"crossed between the towers in this step: {step.forward_bytes:,} bytes of activations, "
-            f"{step.backward_bytes:,} of gradients, {step.forward_bytes + step.backward_bytes:,} counted; "
-            f"{expected:,} as the towers of 2012 exchange. Images, handed to both: {step.image_bytes:,}"
-        )
-
     def _log_if(self, due: bool) -> None:
         """Take the figures of the steps since the last line; they are written when they are here."""
         if due and self.window.steps:
@@ -374,7 +312,7 @@ class _Run:
                 # It is that of the network before its update.
                 raise self._diverged(f"the loss of step {step:,} is not finite", step - 1)
             figures = line.figures()
-            self._write(
+            self.book.add(
                 Record(
                     kind="train",
                     epoch=step / self.plan.steps_per_epoch,
@@ -391,22 +329,7 @@ class _Run:
                     updates=dict(zip(self.stepper.sgd.layers, figures.updates, strict=True)),
                 )
             )
-            self._watch_loss(step, figures.loss)
             self.saver.tell()
-
-    def _watch_loss(self, step: int, loss: float) -> None:
-        if step < self.next_plateau:
-            return
-        message = plateau_message(
-            self.recipe,
-            num_classes=self.plan.num_classes,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            step=step,
-            loss=loss,
-        )
-        if message is not None:
-            self._say(message)
-            self.next_plateau = 2 * step
 
     def _evaluate_if_due(self) -> None:
         """After an epoch and at the end; also first thing, where a run was stopped before it could."""
@@ -451,16 +374,13 @@ class _Run:
             rates=self._rates(),
             memory_bytes=self.machine.memory_bytes(),
         )
-        self._write(record, evaluation)
+        self.book.add(record, evaluation)
         self._draw_filters()
         if self.progress.is_best:
             self._save()
 
     def _draw_filters(self) -> None:
-        if self.board is not None:
-            pieces = self.stepper.network.pieces()["conv1.weight"]
-            filters = torch.cat([piece.detach().cpu() for piece in pieces])
-            self.board.picture("conv1/filters", filters_picture(filters, scale=4), self.step)
+        self.book.draw_filters(self.stepper.network.pieces()["conv1.weight"], self.step)
 
     def _note(self, evaluation: Evaluation) -> None:
         """Take an evaluation into what is known of the run; it may drop the rates, or end it."""
@@ -479,7 +399,7 @@ class _Run:
             self._follow_plateau()
             what = "the run ends" if after.stopped else "rates drop"
             best = f"{100 * (after.best_error or 0):.2f} %"
-            self._say(
+            self.book.say(
                 f"{what} after step {self.step:,}: the best validation error, {best}, is that of step "
                 f"{after.best_step:,}"
             )
@@ -491,24 +411,11 @@ class _Run:
         if plateau.stopped:
             self.plan = dataclasses.replace(self.plan, last_step=self.step)
 
-    def _write(self, record: Record, evaluation: Evaluation | None = None) -> None:
-        if self.board is None:
-            return
-        was_held = self.figures.held
-        if (error := self.figures.add(record)) is not None and not was_held:
-            self.reporter.warn(
-                f"figures could not be written to {self.folder.metrics}: {error.strerror}. Training goes on; they "
-                "are held back until there is room"
-            )
-        self.board.add(record, chance_loss=math.log(self.plan.num_classes))
-        self.reporter.record(record, evaluation)
-
     def _save(self) -> None:
         """Write the state, which all figures before it are written for."""
         self._write_lines(wait=True)
         self._check_weights()
-        if self.ranks.first:
-            self._flush_figures()
+        self.book.sync()
         with self.window.paused():
             self.saver.save(self.progress, self.stepper, self.feeder.state_dict)
 
@@ -518,11 +425,6 @@ class _Run:
         # Least and most, since a tensor of what is finite would be as large as the weights.
         if not all(each.isfinite() for parts in pieces for part in parts for each in part.aminmax()):
             raise self._diverged(f"the weights after step {self.step:,} are not finite", self.step)
-
-    def _flush_figures(self) -> None:
-        """So that no state is on the disk without the figures before it."""
-        self.figures.flush()
-        self.figures.sync()
 
     def _diverged(self, what: str, step: int) -> Diverged:
         """`step` is that of the first state known to be bad."""
