@@ -84,8 +84,8 @@ class Ranks:
         """Part from the other ranks."""
         if self.count > 1:
             # What averages gradients holds the group, and lies in cycles. Else the group's threads outlive it, and
-            # one that lets go of a tensor while Python ends takes the process down: 1 of 16 runs of 4 ranks so, and
-            # none of 30 like this.
+            # one that lets go of a tensor while Python ends takes the process down: in 1 of 16 runs of 4 ranks
+            # so, in none of 30 like this.
             gc.collect()
             dist.destroy_process_group()
 
