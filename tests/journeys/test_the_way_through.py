@@ -158,7 +158,7 @@ def test_a_source_that_is_none_is_a_wrong_call(make_desk):
     assert not (desk.folder / "shards").exists()
 
 
-@pytest.mark.slow  # the whole of it takes four minutes on two cores
+@pytest.mark.slow  # the whole of it takes six minutes on two cores
 def test_the_demo_goes_all_the_way_and_its_network_has_learnt(make_desk, monkeypatch):
     desk = make_desk("demo")
     monkeypatch.setenv("DEMO_DIR", str(desk.folder / "demo"))
@@ -166,7 +166,7 @@ def test_the_demo_goes_all_the_way_and_its_network_has_learnt(make_desk, monkeyp
 
     commands = [words.split()[:2] for words in re.findall(r"\$ (\S+ \S+)", said)]
     assert [command[1] for command in commands[:-1]] == [
-        *("sample", "build", "verify", "info", "info", "show", "run", "eval"),
+        *("sample", "build", "verify", "info", "info", "show", "run", "eval", "filters", "export"),
     ]
     assert commands[-1][0].endswith("tools/bench_loader")
     error = re.search(r"top-1 error +(\S+) %", said)

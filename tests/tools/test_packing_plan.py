@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
-from alexshard.shards import ImageFormat, Sample, ShardName, ShardWriter, Split, WrongCall, is_key
+from alexshard.shards import AlexshardError, ImageFormat, Sample, ShardName, ShardWriter, Split, WrongCall, is_key
 from alexshard.tools.packing import plan
 from alexshard.tools.packing.image import encoded
 from alexshard.tools.packing.plan import (
@@ -20,7 +21,7 @@ from alexshard.tools.packing.sources import list_source
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tools.drawn import SMALL, folders, jpeg
+from tests.tools.drawn import SMALL, folders, jpeg, pack
 
 NAMES = st.lists(
     st.text(st.sampled_from("aAéß ._-'/1ゴ"), min_size=1, max_size=6).map(lambda text: text + ".JPEG"),
@@ -112,6 +113,20 @@ def test_more_shards_than_there_are_names_are_a_wrong_call(tmp_path, monkeypatch
     with pytest.raises(WrongCall, match="more than 3 shards") as caught:
         plan_splits(listing, SMALL, seed=0, samples_per_shard=2)
     assert caught.value.remedy == "--samples-per-shard 3 or more"
+
+
+def test_a_split_whose_every_image_is_refused_has_no_shard_and_the_build_says_why(tmp_path):
+    source = folders(tmp_path / "source", {"cat": {}})
+    for number in range(3):
+        os.mkfifo(source / "cat" / f"{number}.jpg")
+
+    train = plan_splits(list_source(source), SMALL, seed=0, samples_per_shard=None)[Split.TRAIN]
+
+    assert train.num_shards == 0
+    with pytest.raises(AlexshardError, match="holds no image") as caught:
+        pack(source, tmp_path / "set")
+    assert caught.value.why == "3 were refused, first train: SOURCE: cat/0.jpg: no regular file"
+    assert not (tmp_path / "set").exists()
 
 
 @given(num_samples=st.integers(1, 2_000_000), side=st.sampled_from([32, 64, 256, 512]), raw=st.booleans())

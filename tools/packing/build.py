@@ -196,8 +196,10 @@ def plan_build(settings: BuildSettings, *, on_found: Callable[[int], object] = i
         exact=settings.exact,
     )
     if empty := [split for split in splits if not len(listing.splits[split])]:
+        refused = [refusal for refusal in listing.refusals if refusal.split in empty]
         raise AlexshardError(
             f"{' and '.join(empty)} of {settings.source} holds no image",
+            why=f"{len(refused):,} were refused, first {refused[0]}" if refused else "",
             remedy="mend the source, or choose other splits with --splits",
         )
     facts = build_facts(settings, listing, splits)

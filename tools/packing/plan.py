@@ -199,13 +199,13 @@ def default_samples_per_shard(num_samples: int, image_format: ImageFormat) -> in
     """So many that a shard has up to 128 MB; small sets have four shards, or one for every 250 samples.
 
     >>> jpeg = ImageFormat(256, "jpeg", 90, "4:2:0")
-    >>> [default_samples_per_shard(n, jpeg) for n in (64, 2_000, 13_394, 1_261_406)]
-    [64, 500, 3349, 5657]
+    >>> [default_samples_per_shard(n, jpeg) for n in (0, 64, 2_000, 13_394, 1_261_406)]
+    [1, 64, 500, 3349, 5657]
     """
     most = max(1, SHARD_BYTES // sample_bytes(image_format))
     by_bytes = math.ceil(num_samples / most)
     for_workers = min(FEWEST_SHARDS, math.ceil(num_samples / FEWEST_SAMPLES))
-    return math.ceil(num_samples / max(by_bytes, for_workers, 1))
+    return max(1, math.ceil(num_samples / max(by_bytes, for_workers, 1)))
 
 
 def sample_bytes(image_format: ImageFormat) -> int:
