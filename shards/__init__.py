@@ -9,6 +9,7 @@ from .errors import AlexshardError, BadManifest, CorruptShardSet, NoShardSet, No
 from .files import OpenShard, ShardFiles
 from .index import ImageIndex, IndexEntry, index_text, read_index
 from .interop import braces
+from .json_text import parse_json
 from .lock import LOCK_NAME, Holder, holder_of, is_another_running, locked
 from .manifest import (
     CLASSES_NAME,
@@ -118,6 +119,7 @@ __all__ = [
     "mending",
     "open_regular",
     "open_store",
+    "parse_json",
     "ppm_bytes",
     "ppm_pixels",
     "printable",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .errors import WrongCall
+from .json_text import parse_json
 
 LOCK_NAME = "lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -136,7 +137,7 @@ def _me() -> Holder:
 def _holder(file: TextIO) -> Holder | None:
     file.seek(0)
     try:
-        return Holder(**json.loads(file.read()))
+        return Holder(**parse_json(file.read()))
     except (ValueError, TypeError):
         return None  # it has not said so yet
 

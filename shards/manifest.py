@@ -19,6 +19,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from .errors import BadManifest, NoShardSet
+from .json_text import parse_json
 from .naming import ShardName, Split
 from .regular import read_regular
 from .sample import JPEG_EXTENSION, RAW_EXTENSION
@@ -173,8 +174,8 @@ class Manifest:
     def parse(cls, text: str, path: Path = Path(MANIFEST_NAME)) -> Manifest:
         """The manifest of a text, its digest checked."""
         try:
-            fields = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            fields = parse_json(text)
+        except ValueError as error:
             raise _bad(path, f"is no JSON: {error}") from None
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise _bad(path, f"is not one of {FORMAT}")

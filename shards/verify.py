@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from .check import HEADER, ShardFindings, ShardTask, check_shard, first_wrong_li
 from .cores import usable_cores
 from .damage import Damage, Problem, difference, file_damage, manifest_damage
 from .errors import BadManifest, CorruptShardSet
+from .json_text import parse_json
 from .manifest import (
     MANIFEST_NAME,
     MEAN_IMAGE_NAME,
@@ -250,7 +250,7 @@ def _check_counts(name: str, split: SplitEntry) -> Iterator[Problem]:
 def _check_quarantine(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     try:
         lines = read_regular(folder / QUARANTINE_NAME).decode("ascii").splitlines()
-        found = [json.loads(line)["split"] for line in lines]
+        found = [parse_json(line)["split"] for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Problem(QUARANTINE_NAME, f"cannot be read: {error}")
         return

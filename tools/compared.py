@@ -6,7 +6,6 @@ earlier version did not write is not known of it.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..shards import AlexshardError, WrongCall
+from ..shards import AlexshardError, WrongCall, parse_json
+from .shown import Record, number, parse_record
 
 Against = Literal["epoch", "step", "hours", "images"]
 _FIGURES = ("loss", "top1_error", "top5_error", "images_per_s", "wait_s", "seconds")
@@ -40,22 +40,11 @@ class Line:
     seconds: float | None
 
     @classmethod
-    def parse(cls, text: bytes) -> Line:
-        """Raises ValueError where it is no line of a run."""
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError("it is no object")
-        kind, epoch, step = found.get("kind"), _number(found.get("epoch")), found.get("step")
-        if kind not in ("train", "val") or epoch is None or not isinstance(step, int) or step < 0:
-            raise ValueError(f"kind {kind!r}, epoch {found.get('epoch')!r}, step {step!r}")
-        rates = found.get("rates")
-        return cls(
-            kind,
-            epoch,
-            step,
-            rates if isinstance(rates, dict) else {"weights": found.get("lr")},
-            **{name: _number(found.get(name)) for name in _FIGURES},
-        )
+    def of(cls, record: Record) -> Line:
+        """Those that are compared; a run of an earlier version tells the rate of the weights alone."""
+        rates = record.get("rates", {"weights": record.get("lr")})
+        figures = {name: number(record.get(name)) for name in _FIGURES}
+        return cls(record["kind"], float(record["epoch"]), record["step"], rates, **figures)
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ class Run:
         if against == "step":
             return [line.step for line in lines]
         if against == "images":
-            batch = _number(self.recipe.get("batch_size"))
+            batch = number(self.recipe.get("batch_size"))
             if batch is None:
                 raise _cannot(self, against, "its config.json has no batch_size")
             return [line.step * batch for line in lines]
@@ -217,10 +206,10 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             remedy="name folders that alextrain run made, such as runs/*",
         )
     try:
-        config = json.loads(file.read_bytes())
+        config = parse_json(file.read_bytes())
         if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
             raise ValueError("it is no configuration with a recipe")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _damaged(file, getattr(error, "lineno", 1), error) from None
     return config
 
@@ -229,11 +218,11 @@ def _read_lines(file: Path) -> list[Line]:
     """All whole lines: what stands behind the last line's end is still being written, or never was."""
     lines = []
     content = file.read_bytes() if file.is_file() else b""
-    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+    for at, text in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            lines.append(Line.parse(text))
-        except (ValueError, RecursionError) as error:
-            raise _damaged(file, number, error) from None
+            lines.append(Line.of(parse_record(text)))
+        except ValueError as error:
+            raise _damaged(file, at, error) from None
     return lines
 
 
@@ -248,12 +237,6 @@ def _damaged(file: Path, line: int, error: Exception) -> AlexshardError:
 
 def _cannot(run: Run, against: Against, why: str) -> WrongCall:
     return WrongCall(f"{run.name} cannot be drawn against {against}", why=why, remedy="--against epoch")
-
-
-def _number(value: object) -> float | None:
-    """A figure, where it is a finite number."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None  # type: ignore[arg-type]
 
 
 def mapping(value: object) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..shards import parse_json
 from .report import SCHEMA
 from .terminal import duration
 
@@ -237,6 +238,28 @@ class Shown:
         }
 
 
+def parse_record(line: bytes) -> Record:
+    """A line of metrics.jsonl.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    record = parse_json(line)
+    if not isinstance(record, dict):
+        raise ValueError("it is no object")
+    kind, rates = record.get("kind"), record.get("rates", {})
+    if kind not in ("train", "val"):
+        raise ValueError(f"its kind is {shortened(kind)}, not train or val")
+    for name, value in (("step", record.get("step")), ("memory_bytes", record.get("memory_bytes", 0))):
+        if not _is(_WHOLE, value):
+            raise ValueError(f"its {name} is {shortened(value)}, not {_WHOLE}")
+    if not _is("a number", epoch := record.get("epoch")):
+        raise ValueError(f"its epoch is {shortened(epoch)}, not a number")
+    if not isinstance(rates, dict) or not all(rate is None or _is("a number", rate) for rate in rates.values()):
+        raise ValueError(f"its rates are {shortened(rates)}, not numbers by name")
+    return record
+
+
 def check_config(config: object) -> None:
     """See that what is taken from a config.json has the types it is taken for; it may be missing, or null.
 
@@ -257,7 +280,7 @@ def _is(what: str, value: object) -> bool:
     if what == _WHOLE:
         return type(value) is int and 0 <= value < 2**53
     if what == "a number":
-        return type(value) in (int, float) and number(value) is not None
+        return number(value) is not None
     if what == "a list of names":
         return isinstance(value, list) and all(isinstance(one, str) for one in value)
     return isinstance(value, {"an object": dict, "a list": list, "a name": str}[what])
@@ -275,7 +298,7 @@ def read_end(folder: Path) -> dict[str, Any] | None:
     None: nothing did yet, one is at work, it was killed, or an earlier version wrote the run.
     """
     try:
-        found = json.loads((folder / "end.json").read_bytes())
+        found = parse_json((folder / "end.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(found, dict) or found.get("state") not in ("done", "stopped", "failed"):
@@ -343,7 +366,7 @@ def number(value: object) -> float | None:
 def or_nan(value: object) -> float:
     """A figure, to print."""
     try:
-        return float(value) if isinstance(value, int | float) else math.nan
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:  # JSON knows whole numbers of any length
         return math.inf
 

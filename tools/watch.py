@@ -12,7 +12,6 @@ refuses the file: who watches wants to see the run that goes on, and no result i
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from ..shards import AlexshardError, Holder, WrongCall, holder_of, printable
+from ..shards import AlexshardError, Holder, WrongCall, holder_of, parse_json, printable
 from .report import print_json
 from .shown import (
     Evaluating,
@@ -36,7 +35,7 @@ from .shown import (
     check_config,
     finite,
     json_line,
-    number,
+    parse_record,
     percent,
     read_end,
     record_line,
@@ -90,11 +89,10 @@ class Metrics:
             return news
         *lines, self._rest = content.split(b"\n")
         for line in lines:
-            record = _record(line)
-            if record is None:
+            try:
+                news.records.append(parse_record(line))
+            except ValueError:
                 self.unreadable += 1
-            else:
-                news.records.append(record)
         return news
 
     def close(self) -> None:
@@ -114,19 +112,6 @@ class Metrics:
             return True
         there, ours = self._path.stat(), os.fstat(file.fileno())
         return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino) or there.st_size < file.tell()
-
-
-def _record(line: bytes) -> Record | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or record.get("kind") not in ("train", "val"):
-        return None
-    step, memory, rates = record.get("step"), record.get("memory_bytes", 0), record.get("rates", {})
-    whole = all(type(one) is int and 0 <= one < 2**53 for one in (step, memory))
-    named = isinstance(rates, dict) and all(rate is None or number(rate) is not None for rate in rates.values())
-    return record if whole and named and number(record.get("epoch")) is not None else None
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, float] | None:
@@ -266,11 +251,11 @@ class Watched:
             stamp = path.stat()
             if self._config_stamp == (stamp.st_ino, stamp.st_mtime_ns):
                 return None
-            config: dict[str, Any] = json.loads(path.read_bytes())
+            config: dict[str, Any] = parse_json(path.read_bytes())
             check_config(config)
         except FileNotFoundError:
             return None  # the run is just being made
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise AlexshardError(
                 f"config.json of the run cannot be read: {error}",
                 where=f"{path}, line {getattr(error, 'lineno', 1)}",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..shards import AlexshardError
+from ..shards import AlexshardError, parse_json
 
 _KINDS = ("train", "val")
 
@@ -67,7 +67,7 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            records.append(record := Record(**json.loads(line)))
+            records.append(record := Record(**parse_json(line)))
             if record.kind not in _KINDS or not isinstance(record.step, int):
                 raise ValueError(f"kind {record.kind!r}, step {record.step!r}")
         except (ValueError, TypeError) as error:

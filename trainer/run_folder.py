@@ -26,6 +26,7 @@ from ..shards import (
     appearing_whole,
     holder_of,
     locked,
+    parse_json,
     sync_folder,
 )
 from .checkpoint import BadCheckpoint, Checkpoint
@@ -260,7 +261,7 @@ class RunFolder:
         if not self.config.is_file():
             return {}
         try:
-            config = json.loads(self.config.read_bytes())
+            config = parse_json(self.config.read_bytes())
             if not isinstance(config, dict):
                 raise TypeError("it is no object")
             return config

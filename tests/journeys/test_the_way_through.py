@@ -172,8 +172,10 @@ def test_the_demo_goes_all_the_way_and_its_network_has_learnt(make_desk, monkeyp
     error = re.search(r"top-1 error +(\S+) %", said)
     assert error is not None
     assert float(error[1]) < 40  # chance is 90
-    for folder in re.findall(r"^  (/\S+)$", said, re.MULTILINE):
-        assert any(Path(folder).iterdir())
+    places = re.findall(r"(?<!\S)(/\S+?)(?:,|$)", said.partition("Where to look:")[2], re.MULTILINE)
+    assert [Path(place).suffix for place in places] == ["", ".html", ".png", "", ".png"]
+    for place in map(Path, places):
+        assert any(place.iterdir()) if place.is_dir() else place.stat().st_size
 
 
 def test_the_demo_removes_nothing_that_it_did_not_make(make_desk, monkeypatch):

@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ...shards import AlexshardError, ClassEntry, ImageFormat, Manifest, Split, appearing_whole
+from ...shards import AlexshardError, ClassEntry, ImageFormat, Manifest, Split, appearing_whole, parse_json
 from .sources import Container, Images, Listing
 from .sources.images import change_of
 
@@ -58,7 +58,7 @@ class Identity:
             AlexshardError: it is damaged.
         """
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
             return cls(dict(content["facts"]), dict(content["states"]))
         except (ValueError, KeyError, TypeError) as error:
             raise AlexshardError(

@@ -29,6 +29,7 @@ from ...shards import (
     Manifest,
     WrongCall,
     is_another_running,
+    parse_json,
 )
 from .stores import Store
 
@@ -124,7 +125,7 @@ class Mark:
     def parse(cls, data: bytes) -> Mark | None:
         """None: it is none of ours, or damaged."""
         try:
-            fields = json.loads(data)
+            fields = parse_json(data)
             mark = cls(**fields)
             mark._silent_s()
         except (TypeError, ValueError):

@@ -25,6 +25,7 @@ from ...shards import (
     folder_at,
     is_address,
     local_name,
+    parse_json,
 )
 from .prefix import BEAT_S, DEAD_S, MARK_NAME, SIDE_FILES, Mark, is_ours, now, taken
 from .stores import Store, Stored
@@ -90,7 +91,7 @@ class Sent:
     @classmethod
     def load(cls, path: Path) -> Sent | None:
         try:
-            fields = json.loads(path.read_bytes())
+            fields = parse_json(path.read_bytes())
             return cls(fields["name"], Stored(**fields["shard"]), Stored(**fields["index"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None

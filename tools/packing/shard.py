@@ -26,6 +26,7 @@ from ...shards import (
     Split,
     appearing_whole,
     open_regular,
+    parse_json,
     unique_part_suffix,
 )
 from .decode import BadImage, decode
@@ -66,7 +67,7 @@ class ShardRecord:
         Raises:
             ValueError, KeyError, TypeError: it is damaged.
         """
-        content = json.loads(record_path(folder, name).read_bytes())
+        content = parse_json(record_path(folder, name).read_bytes())
         fields = content["record"]
         if content["sha256"] != _digest(fields):
             raise ValueError(f"the record of {name} is not as it was written")
