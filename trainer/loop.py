@@ -20,14 +20,15 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from ..pipeline import Loader, span
+from ..pipeline import span
 from ..shards import AlexshardError, ShardSet
 from .agreeing import alone, same_on_all
 from .beginning import begin_with
 from .book import Book
 from .checkpoint import Checkpoint
-from .evaluate import Evaluation, NotFinite, evaluate, evaluation_loader
+from .evaluate import Evaluation, NotFinite
 from .feeding import Fed, Feeder
 from .interrupt import Interrupt, stopping_in_order
 from .machine import Machine
@@ -35,13 +36,16 @@ from .outcome import Diverged, Outcome, OutOfMemory, Reporter, others_there
 from .plan import Plan, loading_line
 from .ranks import Agreement
 from .recipe import Recipe
-from .records import Record
+from .records import FIGURES, Record
 from .run_folder import RunFolder
 from .saving import Progress, SaveEvery, Saver
 from .schedule import Schedule
 from .step import Stepper, out_of_memory
 from .towers import Crossed, TwoTowers, build_network
+from .validation import Validation, after_evaluation, drop_in_words
 from .window import Leash, Line, Window
+
+Rates = dict[str, float | None]  # by group; None: frozen
 
 
 def train(
@@ -157,11 +161,10 @@ class _Run:
         self.evaluation: Evaluation | None = None
         self.window = Window(self.ranks, self.machine.device.type)
         self.leash = Leash(self.machine.device)
-        self.lines: deque[tuple[int, dict[str, float | None], Line]] = deque()  # on their way
+        self.lines: deque[tuple[int, Rates, Line]] = deque()  # on their way
         self.agreement = Agreement(self.ranks)
         self.book = Book(plan, folder, reporter)
-        self._stack = stack
-        self._evaluation_loader: Loader | None = None
+        self.validation = Validation(plan, reporter, stack)
 
     @property
     def step(self) -> int:
@@ -275,17 +278,11 @@ class _Run:
 
     def _out_of_memory(self) -> OutOfMemory:
         """What to say of it: the largest batch, of a few, that fits. The network is not used again."""
-        share, fits = self.recipe.batch_size // self.ranks.count, None
-        count = share // 2
-        while count and fits is None:
-            fits = count if self.stepper.fits(count, self.plan.side) else None
-            count //= 2
-        if fits is not None and self.stepper.fits(more := fits + fits // 2, self.plan.side):
-            fits = more
+        fits = self.stepper.largest_fit(self.recipe.batch_size // self.ranks.count, self.plan.side)
         device = " and ".join(map(str, self.machine.devices))
         return OutOfMemory(self.recipe.batch_size, self.ranks.count, fits, device, self.folder.newest_words)
 
-    def _rates(self) -> dict[str, float | None]:
+    def _rates(self) -> Rates:
         """Of the last step, by group."""
         return dict(self.stepper.schedule.at(max(0, self.step - 1)).rates)
 
@@ -311,98 +308,52 @@ class _Run:
                 step = step - line.steps + bad + 1
                 # It is that of the network before its update.
                 raise self._diverged(f"the loss of step {step:,} is not finite", step - 1)
-            figures = line.figures()
-            self.book.add(
-                Record(
-                    kind="train",
-                    epoch=step / self.plan.steps_per_epoch,
-                    step=step,
-                    loss=figures.loss,
-                    top1_error=figures.top1_error,
-                    top5_error=figures.top5_error,
-                    lr=rates["weights"] or 0.0,
-                    images_per_s=figures.images_per_s,
-                    wait_s=figures.wait_s,
-                    seconds=figures.seconds,
-                    rates=rates,
-                    memory_bytes=self.machine.memory_bytes(),
-                    updates=dict(zip(self.stepper.sgd.layers, figures.updates, strict=True)),
-                )
-            )
+            means = line.figures()
+            figures = {name: getattr(means, name) for name in (*FIGURES, "seconds")}
+            updates = dict(zip(self.stepper.sgd.layers, means.updates, strict=True))
+            self.book.add(self._record("train", step, rates, updates=updates, **figures))
             self.saver.tell()
 
     def _evaluate_if_due(self) -> None:
         """After an epoch and at the end; also first thing, where a run was stopped before it could."""
-        split, done = self.plan.val_split, self.progress.evaluated_step == self.step
-        if split is None or done or not self.plan.evaluates_at(self.step, self.eval_every):
-            return
-        if self._stop_asked():
+        done = self.progress.evaluated_step == self.step
+        if done or not self.plan.evaluates_at(self.step, self.eval_every) or self._stop_asked():
             return
         self._check_weights()
         with self.window.paused():
-            if self._evaluation_loader is None:
-                # Kept: on a card building one takes longer than the evaluation.
-                loader = evaluation_loader(self.recipe, self.plan.shard_set, split, self.machine)
-                self._evaluation_loader = self._stack.enter_context(loader)
-            if self.ranks.first:
-                self.reporter.evaluating(split, self._evaluation_loader.num_samples)
-            began = time.perf_counter()
             try:
-                evaluation = evaluate(
-                    self.stepper.module, self._evaluation_loader, ranks=self.ranks, stop=self.interrupt
-                )
+                evaluation, seconds = self.validation.look(self.stepper.module, self.interrupt)
             except NotFinite as error:
                 raise self._diverged(f"after step {self.step:,} {error.what}", self.step) from error
-            seconds = time.perf_counter() - began
         if evaluation is None:
             # All ranks know it, but not yet which signal it was: no step more, or this evaluation would be lost.
             self._stop_asked()
             self.agreement.settle()
             return
-        self._note(evaluation)
-        record = Record(
-            kind="val",
-            epoch=self.step / self.plan.steps_per_epoch,
-            step=self.step,
-            loss=evaluation.loss,
-            top1_error=evaluation.top1_error,
-            top5_error=evaluation.top5_error,
-            lr=self.stepper.sgd.rates["weights"],
-            images_per_s=evaluation.images_per_s,
-            wait_s=evaluation.wait_s,
-            seconds=seconds,
-            rates=self._rates(),
-            memory_bytes=self.machine.memory_bytes(),
-        )
-        self.book.add(record, evaluation)
+        rates, before = self._rates(), self.progress
+        self.evaluation, self.progress = evaluation, after_evaluation(before, evaluation, self.plan)
+        if (words := drop_in_words(before, self.progress)) is not None:
+            self._follow_plateau()
+            self.book.say(words)
+        figures = {name: getattr(evaluation, name) for name in FIGURES}
+        self.book.add(self._record("val", self.step, rates, seconds=seconds, **figures), evaluation)
         self._draw_filters()
         if self.progress.is_best:
             self._save()
 
+    def _record(self, kind: str, step: int, rates: Rates, **figures: Any) -> Record:
+        return Record(
+            kind=kind,
+            epoch=step / self.plan.steps_per_epoch,
+            step=step,
+            lr=rates["weights"] or 0.0,
+            rates=rates,
+            memory_bytes=self.machine.memory_bytes(),
+            **figures,
+        )
+
     def _draw_filters(self) -> None:
         self.book.draw_filters(self.stepper.network.pieces()["conv1.weight"], self.step)
-
-    def _note(self, evaluation: Evaluation) -> None:
-        """Take an evaluation into what is known of the run; it may drop the rates, or end it."""
-        self.evaluation = evaluation
-        seen = {name: getattr(evaluation, name) for name in ("split", "views", "samples", "loss")}
-        seen |= {"top1_error": evaluation.top1_error, "top5_error": evaluation.top5_error, "step": self.step}
-        plateau, error = self.progress.plateau, evaluation.top1_error
-        if self.recipe.drop_on == "epochs":
-            after = plateau.seen(self.step, error)
-        elif self.step % self.plan.steps_per_epoch == 0:
-            after = plateau.after(self.step, error, recipe=self.recipe, steps_per_epoch=self.plan.steps_per_epoch)
-        else:
-            after = plateau  # the end that --max-steps set; a run that goes on would not have looked here
-        self.progress = Progress(self.step, self.step, seen, after)
-        if after.drops != plateau.drops or after.stopped:
-            self._follow_plateau()
-            what = "the run ends" if after.stopped else "rates drop"
-            best = f"{100 * (after.best_error or 0):.2f} %"
-            self.book.say(
-                f"{what} after step {self.step:,}: the best validation error, {best}, is that of step "
-                f"{after.best_step:,}"
-            )
 
     def _follow_plateau(self) -> None:
         plateau = self.progress.plateau

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..shards import AlexshardError, parse_json
 
 _KINDS = ("train", "val")
+FIGURES = ("loss", "top1_error", "top5_error", "images_per_s", "wait_s")  # that both kinds have
 
 
 @dataclass(frozen=True, slots=True)

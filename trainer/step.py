@@ -96,6 +96,19 @@ class Stepper:
         assert self._segment is not None
         return self.sgd.update_ratios(self._segment)
 
+    def largest_fit(self, count: int, side: int) -> int | None:
+        """The most images, of a few numbers below `count`, that find memory after a step of `count` did not.
+
+        None: not even one does. The network is not used again.
+        """
+        fits, tried = None, count // 2
+        while tried and fits is None:
+            fits = tried if self.fits(tried, side) else None
+            tried //= 2
+        if fits is not None and self.fits(more := fits + fits // 2, side):
+            return more
+        return fits
+
     def fits(self, count: int, side: int) -> bool:
         """Whether forward and backward of `count` images of `side` find memory; after one step that did not.
 

@@ -166,8 +166,9 @@ def test_a_sealed_manifest_of_wrong_kinds_is_refused(tiny: Tiny, tmp_path: Path,
         Manifest.load(tmp_path)
 
 
-def test_a_manifest_nested_without_end_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("[" * 200_000)
+@pytest.mark.parametrize("text", ["[" * 200_000, "9" * 5000], ids=["nested", "long"])
+def test_a_manifest_nested_without_end_or_of_a_number_too_long_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
 
     with pytest.raises(BadManifest, match="is no JSON"):
         Manifest.load(tmp_path)

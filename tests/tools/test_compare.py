@@ -246,7 +246,7 @@ class TestTable:
         assert "–" in alextrain(old)
 
     def test_figures_that_are_no_numbers_are_not_known(self, tmp_path):
-        lines = [train(1, 2.0), train(2, math.nan, images_per_s=math.inf), val(2, math.nan)]
+        lines = [train(1, 2.0), train(2, math.nan, images_per_s=math.inf, wait_s=10**400), val(2, math.nan)]
         folder = written(tmp_path / "diverged", lines)
         printed = alextrain(folder, "--json", "--out", tmp_path / "diverged.png")
         (found,) = json.loads(printed, parse_constant=pytest.fail)["runs"]
@@ -278,14 +278,16 @@ class TestRuns:
 
         assert told(one)["runs"][0]["step"] == 300
 
-    @pytest.mark.parametrize("line", ['{"kind": "tr', "[]", '{"kind": "other", "epoch": 1, "step": 1}', "{}"])
+    @pytest.mark.parametrize(
+        "line", ['{"kind": "tr', "[]", '{"kind": "other", "epoch": 1, "step": 1}', "{}", "[" * 200_000]
+    )
     def test_a_damaged_line_is_named_with_its_file(self, one, other, line):
         lines = (other / "metrics.jsonl").read_text().splitlines()
         (other / "metrics.jsonl").write_text("\n".join([lines[0], line, lines[1]]) + "\n")
 
         assert f"where: {other}/metrics.jsonl, line 2\n" in alextrain(one, other, code=1)
 
-    @pytest.mark.parametrize("content", ["{", "[]", '{"recipe": []}'])
+    @pytest.mark.parametrize("content", ["{", "[]", "[" * 200_000, '{"recipe": []}'])
     def test_a_damaged_configuration_is_named(self, one, content):
         (one / "config.json").write_text(content)
 

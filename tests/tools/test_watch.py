@@ -319,7 +319,9 @@ def test_a_run_that_ended_before_its_last_step_by_its_rule_is_done(tmp_path):
     assert report["state"] == "done"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"state": "x", "step": 1}', '{"state": "failed", "step": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 200_000, '{"state": "x", "step": 1}', '{"state": "failed", "step": "x"}']
+)
 def test_an_end_that_cannot_be_read_is_as_none(tmp_path, content):
     folder = make(tmp_path / "r", train(20))
     (folder / "end.json").write_text(content)
@@ -387,7 +389,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, options, there):
         assert json.loads(done.stdout)["exit_code"] == 2
 
 
-@pytest.mark.parametrize("content", ["{", "[]", ""])
+@pytest.mark.parametrize("content", ["{", "[]", "", "[" * 200_000])
 def test_a_config_that_cannot_be_read_is_an_error_that_says_where(tmp_path, content):
     make(tmp_path / "r")
     (tmp_path / "r" / "config.json").write_text(content)

@@ -356,7 +356,14 @@ def test_a_line_that_is_no_record_is_named(whole, small_set, tmp_path):
     train(recipe, small_set, tmp_path / "run", CPU, reporter=Told(stop_at=2))
     run = RunFolder(tmp_path / "run")
     before = run.metrics.read_text()
-    for wrong in ('{"kind": "train"}', "[]", "{", '"\\ud800', before.splitlines()[0].replace("train", "dream")):
+    for wrong in (
+        '{"kind": "train"}',
+        "[]",
+        "{",
+        "[" * 200_000,
+        '"\\ud800',
+        before.splitlines()[0].replace("train", "dream"),
+    ):
         run.metrics.write_text(before + wrong + "\n")
         with pytest.raises(DamagedRun, match=r"metrics.jsonl, line 3"):
             train(recipe, small_set, run.path, CPU, reporter=Told())
