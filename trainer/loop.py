@@ -235,7 +235,7 @@ class _Run:
 
     def _stop_asked(self) -> int:
         """The signal that asked any rank to stop; 0: none. All ranks ask after the same steps."""
-        return self.agreement.ask(self.interrupt.signal or 0)
+        return self.agreement.ask(self.interrupt.signal or 0, save=self.saver.overdue())
 
     def _epoch(self) -> None:
         """The rest of the loader's epoch, or less where the run ends or is stopped in it."""
@@ -251,7 +251,7 @@ class _Run:
         self._log_if(True)
         self._write_lines(wait=True)
         self.book.say_arrivals()
-        if self.step % self.plan.steps_per_epoch == 0 and self.saver.due_by_time(epoch_ends=True):
+        if self.saver.due_by_time():
             self._save()
 
     def _one(self, batch: Fed) -> None:
@@ -271,9 +271,11 @@ class _Run:
             after = self._crossed()
             if before is not None and after is not None:
                 self.book.say_crossed(after - before)
-        # By the clock too with a line, and with one more only where they are rare: it would depend on the clock.
-        if save or self.saver.due_by_time(within_line=self.window.steps > 0):
-            self._log_if(True)
+        # By the clock too with a line, which all ranks took; with one more only where they are rare, since it
+        # depends on the clock, and after a step that all ranks agreed on, since its figures are those of all.
+        overdue = self.agreement.take_save()
+        self._log_if(overdue)
+        if save or overdue or (self.window.steps == 0 and self.saver.due_by_time()):
             self._save()
 
     def _out_of_memory(self) -> OutOfMemory:

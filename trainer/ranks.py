@@ -96,7 +96,7 @@ def under_torchrun() -> bool:
 
 
 class Agreement:
-    """Whether any rank wants to stop, known to all ranks at the same step.
+    """Whether any rank wants to stop, or to write the state, known to all ranks at the same step.
 
     The answer of each step is that of the question before it: it travels while the step is computed, so that
     nobody waits for it.
@@ -106,24 +106,28 @@ class Agreement:
         self._ranks = ranks
         self._travelling: tuple[Any, Tensor] | None = None
         self.answer = 0
+        self._save = False
 
-    def ask(self, mine: int) -> int:
+    def ask(self, mine: int, *, save: bool = False) -> int:
         """The largest number that any rank gave at its last call; alone: `mine`."""
         if self._ranks.count == 1:
-            self.answer = mine
+            self.answer, self._save = mine, self._save or save
             return mine
-        if self._travelling is not None:
-            work, number = self._travelling
-            work.wait()
-            self.answer = int(number)
-        number = torch.tensor(mine)
-        self._travelling = dist.all_reduce(number, op=dist.ReduceOp.MAX, async_op=True), number
+        self.settle()
+        wishes = torch.tensor([mine, int(save)])
+        self._travelling = dist.all_reduce(wishes, op=dist.ReduceOp.MAX, async_op=True), wishes
         return self.answer
 
     def settle(self) -> int:
         """The answer to the last question, waited for."""
         if self._travelling is not None:
-            work, number = self._travelling
+            work, wishes = self._travelling
             work.wait()
-            self.answer, self._travelling = int(number), None
+            self.answer, save = wishes.tolist()
+            self._save, self._travelling = self._save or bool(save), None
         return self.answer
+
+    def take_save(self) -> bool:
+        """Whether a rank asked for the state to be written, since this was looked at last."""
+        asked, self._save = self._save, False
+        return asked

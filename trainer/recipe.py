@@ -209,13 +209,14 @@ class Recipe:
         return dataclasses.replace(self, **SCHEDULES[name].fields)
 
     def with_learning_rate(self, rate: float) -> Recipe:
-        """The schedule with every rate scaled so that the weights begin at `rate`."""
+        """The schedule with every rate scaled so that the weights begin at `rate`; twice is as once."""
         if not 0 < rate < math.inf:
             raise BadRecipe("lr", rate, "a finite number above 0")
-        factor = rate / self.learning_rate
+        if rate == (first := self.learning_rate):
+            return self
 
         def scaled(rates: Rates) -> Rates:
-            return tuple((moment, None if one is None else one * factor) for moment, one in rates)
+            return tuple((moment, one and (rate if one == first else one * rate / first)) for moment, one in rates)
 
         return dataclasses.replace(
             self,
@@ -226,7 +227,8 @@ class Recipe:
 
     def with_initial_bias(self, bias: float) -> Recipe:
         """The biases that begin at 1 begin at `bias`: 0.1 is what others took to leave the plateau (§8)."""
-        return dataclasses.replace(self, init_bias=tuple(bias if one == 1 else one for one in INIT_BIAS))
+        known = zip(INIT_BIAS, self.init_bias, strict=True)
+        return dataclasses.replace(self, init_bias=tuple(bias if one == 1 else mine for one, mine in known))
 
     def with_constant_rate(self) -> Recipe:
         """The first rates of the schedule for the whole run: no drop, no freeze, jitter to the end."""

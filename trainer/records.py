@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -128,8 +129,13 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.installed = False
-        else:
+            return
+        self._before = threading.excepthook
+        threading.excepthook = self._of_a_thread
+        try:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step)
+        except OSError as error:
+            self._give_up(error)
 
     def add(self, record: Record, *, chance_loss: float) -> None:
         """Add one record's figures at its step; `chance_loss`, of a constant answer, to see the loss beside."""
@@ -150,6 +156,8 @@ class TensorBoard:
     def close(self) -> None:
         """Finish the files."""
         self._try("close")
+        if self.installed:
+            threading.excepthook = self._before
 
     def _try(self, what: str, *arguments: Any, **named: Any) -> None:
         """A disk that is full takes these files, and not the run: metrics.jsonl has what matters."""
@@ -158,5 +166,13 @@ class TensorBoard:
         try:
             getattr(self._writer, what)(*arguments, **named)
         except OSError as error:
-            self._writer = None
-            warnings.warn(f"no more figures for TensorBoard: {error.strerror or error}", stacklevel=2)
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._writer = None
+        warnings.warn(f"no more figures for TensorBoard: {error.strerror or error}", stacklevel=3)
+
+    def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
+        """Of what ended a thread: a full disk ends the one that writes these files, and the next call says so."""
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            self._before(args)

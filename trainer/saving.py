@@ -18,7 +18,6 @@ from .run_folder import RunFolder
 from .schedule import Plateau
 from .step import Stepper
 
-AFTER_EPOCH_S = 60.0  # an epoch that ends sooner after the last state is not worth one
 LINE_S = 60.0  # that a state waits for a line of figures to be written with
 
 
@@ -55,6 +54,7 @@ class Saver:
         self._mean = torch.from_numpy(plan.shard_set.mean_image())
         self._last: Progress | None = None
         self._at = time.perf_counter()
+        self._told_overdue = False
         self._newest: Checkpoint | None = None  # given to the keeper last
         self._owed: Checkpoint | None = None  # the best one, where it could not be written
 
@@ -69,15 +69,21 @@ class Saver:
         """Whether a state is asked for after this step."""
         return self._every.steps is not None and step % self._every.steps == 0
 
-    def due_by_time(self, *, epoch_ends: bool = False, within_line: bool = False) -> bool:
-        """Whether one is asked for by the clock, and none is being written; the first rank alone asks.
+    def due_by_time(self) -> bool:
+        """Whether one is asked for by the clock, and none is being written; the first rank alone is asked."""
+        return self._late_by(0.0)
 
-        Between two lines of figures only where the next one is long in coming.
-        """
-        if not self._first or (self._every.steps is not None and not epoch_ends):
+    def overdue(self) -> bool:
+        """Whether one is asked for so long that it should not wait for the next line of figures; true once."""
+        if self._told_overdue or not self._late_by(LINE_S):
             return False
-        due_s = AFTER_EPOCH_S if epoch_ends else self._every.seconds + (LINE_S if within_line else 0.0)
-        return time.perf_counter() - self._at > due_s and not self._keeper.busy
+        self._told_overdue = True
+        return True
+
+    def _late_by(self, seconds: float) -> bool:
+        if not self._first or self._every.steps is not None:
+            return False
+        return time.perf_counter() - self._at > self._every.seconds + seconds and not self._keeper.busy
 
     def save(self, progress: Progress, stepper: Stepper, loader: Callable[[], dict[str, Any]]) -> None:
         """Begin to write the state; nothing happens where it is that of the last time."""
@@ -112,7 +118,7 @@ class Saver:
             )
             copies.queued(self._plan.machine.devices)
             self._keeper.save(checkpoint, best=progress.is_best)
-        self._last, self._at = progress, time.perf_counter()
+        self._last, self._at, self._told_overdue = progress, time.perf_counter(), False
 
     def _pay(self) -> None:
         """Try once more to write the best state, which is still in the memory that the next copy is made in."""

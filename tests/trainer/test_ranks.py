@@ -28,6 +28,11 @@ def command(ranks: int, *arguments: object) -> list[str]:
     return [*torchrun, *one]
 
 
+def two_ranks(script: Path, *arguments: object) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return [*torchrun, *map(str, (script, *arguments))]
+
+
 def alextrain(
     ranks: int, *arguments: object, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -230,16 +235,7 @@ def test_ranks_that_find_different_states_are_refused_before_a_step(shards, tmp_
         "import os, sys; os.chdir('n' + os.environ['RANK'])\n"
         "from alexshard.tools.cli_alextrain import main; main(sys.argv[1:])\n"
     )
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        str(script),
-    ]
-    done = subprocess.run([*torchrun, *map(str, words)], cwd=tmp_path, capture_output=True, text=True, env=ENV)
+    done = subprocess.run(two_ranks(script, *words), cwd=tmp_path, capture_output=True, text=True, env=ENV)
 
     assert done.returncode != 0
     assert "rank 1 finds no state in run, and rank 0 finds step 3" in done.stderr
@@ -274,18 +270,9 @@ ranks.leave()
 def test_an_evaluation_that_a_signal_cuts_short_on_two_ranks_is_made_when_the_run_goes_on(shards, tmp_path):
     script = tmp_path / "evaluated.py"
     script.write_text(EVALUATED)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        str(script),
-    ]
     printed = [
         subprocess.run(
-            [*torchrun, str(shards), str(tmp_path / "run"), number],
+            two_ranks(script, shards, tmp_path / "run", number),
             capture_output=True,
             text=True,
             env=ENV,
@@ -298,3 +285,39 @@ def test_an_evaluation_that_a_signal_cuts_short_on_two_ranks_is_made_when_the_ru
     assert printed[1].startswith("20 ")
     steps = [record.step for record in RunFolder(tmp_path / "run").records() if record.kind == "val"]
     assert steps == [5, 10, 15, 20]
+
+
+BY_THE_CLOCK = """
+import dataclasses, sys
+from pathlib import Path
+from alexshard.shards import ShardSet
+from alexshard.trainer import Machine, Ranks, Recipe, SaveEvery, saving, train
+
+saving.LINE_S = 0.0
+ranks = Ranks.here("")
+recipe = dataclasses.replace(Recipe.original(), width=0.125, batch_size=32, epochs=4)
+machine = Machine.choose("cpu", ranks=ranks, threads=1)
+train(
+    recipe, ShardSet.open(Path(sys.argv[1])), Path(sys.argv[2]), machine,
+    log_every=int(sys.argv[3]), save_every=SaveEvery(seconds=0.0), keep=99, eval_every=0,
+)
+ranks.leave()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_states_by_the_clock_of_one_rank_bring_lines_of_all_and_change_nothing(runs, shards, tmp_path, log_every):
+    script = tmp_path / "by_the_clock.py"
+    script.write_text(BY_THE_CLOCK)
+    words = two_ranks(script, shards, tmp_path / "run", log_every)
+    done = subprocess.run(words, capture_output=True, text=True, env=ENV)
+
+    assert done.returncode == 0, done.stderr
+    run = RunFolder(tmp_path / "run")
+    states = {int(path.stem.partition("-")[2]) for path in run.checkpoints()}
+    lines = {record.step for record in run.records() if record.kind == "train"}
+    assert len(states) > 5
+    assert states - {0} <= lines
+    whole = RunFolder(runs[2]).load().network
+    assert all(torch.equal(value, whole[name]) for name, value in run.load().network.items())

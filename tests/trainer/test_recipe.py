@@ -6,6 +6,8 @@ import json
 import pytest
 from alexshard.shards import WrongCall
 from alexshard.trainer import PRESETS, SCHEDULES, Recipe, description, differences
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def test_original_has_the_constants_of_the_page():
@@ -127,6 +129,15 @@ def test_another_first_rate_scales_every_rate_and_thaws_nothing():
     assert [s.jitter for s in segments] == [True, True, True, False, False, False]
 
 
+@given(rate=st.floats(1e-12, 1e6))
+def test_a_first_rate_is_what_was_asked_for_and_twice_is_as_once(rate):
+    recipe = Recipe.original().with_learning_rate(rate)
+
+    assert recipe.learning_rate == recipe.schedule[0].rates["conv1.weight"] == rate
+    assert recipe.with_learning_rate(rate) == recipe
+    assert [s.rates["conv1.weight"] for s in recipe.schedule[-2:]] == [None, None]
+
+
 def test_a_constant_rate_is_the_first_one_to_the_end():
     assert Recipe.original().with_constant_rate().schedule == Recipe.original().schedule[:1]
     assert len(Recipe.paper().with_schedule("plateau").with_constant_rate().schedule) == 1
@@ -136,6 +147,8 @@ def test_a_smaller_bias_replaces_the_ones_alone_and_the_last_word_holds():
     recipe = Recipe.paper().with_initial_bias(0.5).with_initial_bias(0.1)
 
     assert recipe.init_bias == (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0)
+    later = dataclasses.replace(recipe, init_bias=(0, 1, 0, 1, 1, 1, 1, -7))
+    assert later.with_initial_bias(0.1).init_bias == (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, -7)
 
 
 def test_differences_name_each_field_with_both_values():
