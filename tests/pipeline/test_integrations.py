@@ -39,7 +39,7 @@ _Loader.__iter__ = _iter
 """
 # And after it. One write each, so that the lines of two ranks are not mixed.
 TELL = "\n_sys.stdout.write('TOLD ' + _json.dumps(_told) + '\\n'); _sys.stdout.flush()\n"
-# A thread of gloo may let go of a tensor while Python ends, which aborts (pytorch#179291): not what is looked at here.
+# A thread of gloo may let go of a tensor while Python ends, which aborts (pytorch#179291): not looked at here.
 LEAVE = "import os as _os; _os._exit(0)\n"
 
 
