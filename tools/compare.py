@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..shards import WrongCall, appearing_whole, printable
-from .compared import Against, Line, Run, figures_of, mapping
+from .compared import Against, Line, Run, figures_of
 from .show import check_out
+from .shown import finite
 from .terminal import duration, table
 
 UNKNOWN = "–"
@@ -33,7 +34,7 @@ def side_by_side(runs: Sequence[Run]) -> dict[str, Any]:
     settings = [_settings(run) for run in runs]
     return {
         "runs": [figures_of(run) for run in runs],
-        "differences": _differences(runs, settings),
+        "differences": finite(_differences(runs, settings)),
         "notes": _notes(runs, settings),
     }
 
@@ -104,7 +105,9 @@ def _lines_of_values(values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     if not all(isinstance(content, Mapping) for content in contents):
         return [_broken(printable(value["shown"]), _LONGEST_VALUE) for value in values]
     names = dict.fromkeys(name for content in contents for name in content)
-    differing = [name for name in names if any(each.get(name) != contents[0].get(name) for each in contents)]
+    differing = [
+        name for name in names if len({_as_text(each[name]) if name in each else "" for each in contents}) > 1
+    ]
     told = [
         [f"{name}: {shown(each[name]) if name in each else 'none of its own'}" for name in differing]
         for each in contents
@@ -178,9 +181,10 @@ def _curve(run: Run, figures: Mapping[str, Any], against: Against) -> Any:
 
     best = figures["best"]
     losses = [(line, line.loss) for line in run.train if line.loss is not None]
-    errors = [(line, 100 * line.top1_error) for line in run.val or run.train if line.top1_error is not None]
+    every = run.val or run.train
+    errors = [(line, 100 * min(line.top1_error, 1.0)) for line in every if line.top1_error is not None]
     return Curve(
-        run.name,
+        printable(run.name),
         drawn(losses),
         drawn(errors),
         run.rate_changes(against),
@@ -190,24 +194,25 @@ def _curve(run: Run, figures: Mapping[str, Any], against: Against) -> Any:
 
 def _settings(run: Run) -> dict[str, Any]:
     """What runs may differ in, by name: the recipe, then set, devices and versions."""
-    machine, told = mapping(run.config.get("machine")), run.shard_set
+    machine = run.part("machine")
     around = {
-        _SET: told["digest"],
+        _SET: run.shard_set["digest"],
         "classes": run.classes,
         "parallel": machine.get("parallel"),
         "ranks": machine.get("ranks"),
         "devices": _devices(machine),
-        **mapping(run.config.get("versions")),
     }
-    return {**run.recipe, **{name: value for name, value in around.items() if value is not None}}
+    versions = {name: version for name, version in run.part("versions").items() if name not in around}
+    recipe = {name: value for name, value in run.recipe.items() if name not in around}
+    return {**recipe, **{name: value for name, value in (around | versions).items() if value is not None}}
 
 
 def _devices(machine: Mapping[str, Any]) -> str | None:
     devices, names = machine.get("devices"), machine.get("names")
-    if not isinstance(devices, list):
+    if devices is None:
         return None
-    if not isinstance(names, list) or len(names) != len(devices):
-        return ", ".join(map(str, devices))
+    if names is None or len(names) != len(devices):
+        return ", ".join(devices)
     return ", ".join(f"{device} ({name})" for device, name in zip(devices, names, strict=True))
 
 
@@ -219,13 +224,18 @@ def _differences(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> 
         values: dict[str, dict[str, Any]] = {}
         for run, each in zip(runs, settings, strict=True):
             if field in each:
-                key = json.dumps(each[field], sort_keys=True)
+                key = _as_text(each[field])
                 told = _named(each[field], sets) if field == _SET else shown(each[field])
                 about = {"value": each[field], "shown": told, "runs": []}
                 values.setdefault(key, about)["runs"].append(run.name)
         if len(values) > 1:
             found.append({"field": field, "values": list(values.values())})
     return found
+
+
+def _as_text(value: Any) -> str:
+    """What values are told apart by: to Python 1, 1.0 and True are equal."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _named(digest: str, sets: Mapping[str | None, str]) -> str:
@@ -315,8 +325,8 @@ def _short(name: str) -> str:
 
 def _steps(run: Mapping[str, Any]) -> str:
     """Steps so far, and of how many where there are more to come."""
-    going_on = run["last_step"] not in (None, run["step"])
-    return f"{run['step']:,}" + (f" of {run['last_step']:,}" if going_on else "")
+    told = f"{run['step']:,}"
+    return told if run["done"] or run["last_step"] is None else f"{told} of {run['last_step']:,}"
 
 
 def _percent(share: float | None, digits: int = 2) -> str:

@@ -1,7 +1,7 @@
 """Runs as their folders tell of them: what `alextrain compare` puts side by side.
 
-Reads config.json and metrics.jsonl alone, so that neither torch nor the shard sets are needed. What a run of an
-earlier version did not write is not known of it.
+Reads config.json, metrics.jsonl and end.json alone, so that neither torch nor the shard sets are needed. What a
+run of an earlier version did not write is not known of it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..shards import AlexshardError, WrongCall, parse_json
-from .shown import Record, number, parse_record
+from ..shards import AlexshardError, WrongCall
+from .run_files import Record, number, parse_config, parse_record, read_end
 
 Against = Literal["epoch", "step", "hours", "images"]
 _FIGURES = ("loss", "top1_error", "top5_error", "images_per_s", "wait_s", "seconds")
@@ -53,31 +53,48 @@ class Run:
 
     path: Path
     name: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # with a recipe
     lines: Sequence[Line]
+    end: Mapping[str, Any] | None = None  # how the last process ended, by its word (`read_end`)
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """An object in the configuration; an empty one where it has none."""
+        return self.config.get(name) or {}
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        return mapping(self.config.get("recipe"))
+        return self.part("recipe")
 
     @property
     def classes(self) -> int | None:
         """How many."""
-        return len(self.config["classes"]) if isinstance(self.config.get("classes"), list) else None
+        told = self.config.get("classes")
+        return None if told is None else len(told)
 
     @property
     def shard_set(self) -> dict[str, str | None]:
         """Name, path and digest."""
-        told = mapping(self.config.get("shard_set"))
+        told = self.part("shard_set")
         path = told.get("path")
-        name = told.get("name") or (str(path).rstrip("/").rpartition("/")[2] if path else None)
+        name = told.get("name") or (path.rstrip("/").rpartition("/")[2] if path else None)
         return {"name": name, "path": path, "digest": told.get("digest")}
 
     @property
+    def step(self) -> int:
+        """Steps so far."""
+        return max((line.step for line in self.lines), default=0)
+
+    @property
     def last_step(self) -> int | None:
-        """Steps that the run has when it is done."""
+        """Steps that were planned."""
         ends = [self.config.get("last_step"), self.config.get("total_steps"), self.recipe.get("max_steps")]
-        return min((end for end in ends if isinstance(end, int)), default=None)
+        return min((end for end in ends if end is not None), default=None)
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is to come: by the run's own word, which a rule may end early, or since all are told."""
+        told = self.end is not None and self.end["state"] == "done"
+        return told or (self.last_step is not None and self.last_step <= self.step)
 
     @cached_property
     def train(self) -> list[Line]:
@@ -98,7 +115,7 @@ class Run:
         if against == "step":
             return [line.step for line in lines]
         if against == "images":
-            batch = number(self.recipe.get("batch_size"))
+            batch = self.recipe.get("batch_size")
             if batch is None:
                 raise _cannot(self, against, "its config.json has no batch_size")
             return [line.step * batch for line in lines]
@@ -111,8 +128,7 @@ class Run:
 
     def rate_changes(self, against: Against) -> list[float]:
         """Where on the axis the rates changed, as far as the run has come."""
-        starts = self.config.get("schedule_steps")
-        starts = [step for step in starts if isinstance(step, int)] if isinstance(starts, list) else []
+        starts = self.config.get("schedule_steps") or []
         steps, places = [line.step for line in self.train], self.places(self.train, against)
         changes = []
         for before, after in pairwise(self.train):
@@ -134,7 +150,7 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     for path in paths:
         folders.setdefault(path.resolve(), path)
     return [
-        Run(path, name, _read_config(path), _read_lines(path / "metrics.jsonl"))
+        Run(path, name, _read_config(path), _read_lines(path / "metrics.jsonl"), read_end(path))
         for path, name in zip(folders.values(), _names(list(folders)), strict=True)
     ]
 
@@ -154,8 +170,9 @@ def figures_of(run: Run) -> dict[str, Any]:
         "shard_set": run.shard_set,
         "classes": run.classes,
         "chance_loss": math.log(run.classes) if run.classes else None,
-        "step": max((line.step for line in run.lines), default=0),
+        "step": run.step,
         "last_step": run.last_step,
+        "done": run.done,
         "epoch": last.epoch if last else 0.0,
         "train": _line(train),
         "best": _line(best),
@@ -206,8 +223,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             remedy="name folders that alextrain run made, such as runs/*",
         )
     try:
-        config = parse_json(file.read_bytes())
-        if not isinstance(config, dict) or not isinstance(config.get("recipe"), dict):
+        config = parse_config(file.read_bytes())
+        if config.get("recipe") is None:
             raise ValueError("it is no configuration with a recipe")
     except ValueError as error:
         raise _damaged(file, getattr(error, "lineno", 1), error) from None
@@ -237,8 +254,3 @@ def _damaged(file: Path, line: int, error: Exception) -> AlexshardError:
 
 def _cannot(run: Run, against: Against, why: str) -> WrongCall:
     return WrongCall(f"{run.name} cannot be drawn against {against}", why=why, remedy="--against epoch")
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """An object of JSON; an empty one where it is something else."""
-    return value if isinstance(value, dict) else {}

@@ -13,19 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from .axes import Axis, around, from_zero
 from .lettering import Lettering
-from .loader_chart import nice
 from .pen import COLOURS, DASHES, FINE, MOST, PAPER, Pen, Points, paled, thinned
 
 WIDTH, MARGIN, LEFT, RIGHT = 1600, 40, 92, 28  # pixels of the picture, as all sizes here
 PANEL, PANEL_GAP, TITLE_GAP, BELOW = 430, 46, 12, 74
 LEGEND_ROW, SAMPLE = 32, 74
 STRETCHES = 240  # of the axis, over which long runs are averaged
-LOG_FROM = 15.0  # times between the least and the largest loss: from there on the axis is logarithmic
-LABELS_AT_MOST = 8  # powers of ten of a logarithmic axis
 CUT = 3.0  # times the middle first loss: where the axis ends if a loss is above, and no other end is given
 MARKERS_AT_MOST = 12  # on a line
 INK, PALE, GRID, CHANGE = (30, 30, 30), (105, 105, 105), (230, 230, 230), (150, 150, 150)
@@ -46,42 +43,6 @@ class Curve:
 def points(xs: Sequence[float], ys: Sequence[float]) -> Points:
     """Points of these places and levels, (n, 2)."""
     return np.array([xs, ys], dtype=np.float64).T.reshape(-1, 2)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values from `low` to `high` on pixels from `begin` to `end`."""
-
-    low: float
-    high: float
-    begin: int
-    end: int
-    log: bool = False
-
-    def place(self, values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-        """Pixels of these values; those outside are on the edge."""
-        clipped = np.clip(np.asarray(values, dtype=np.float64), self.low, self.high)
-        if self.log:
-            share = np.log(clipped / self.low) / math.log(self.high / self.low)
-        else:
-            share = (clipped - self.low) / (self.high - self.low)
-        return self.begin + share * (self.end - self.begin)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Round values on the axis, and how they are written."""
-        if self.log:
-            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            digits = (1, 2, 5) if self.high / self.low < 2000 else (1,)
-            apart = -(-(last - first) // LABELS_AT_MOST)
-            words = [f"{digit}e{power}" for power in range(first, last + 1, apart) for digit in digits]
-            inside = [(float(word), word) for word in words if self.low <= float(word) <= self.high * 1.0001]
-            if inside and (inside[0][0] < 1e-4 or inside[-1][0] >= 1e5):
-                return inside  # all of them by their powers
-            return [(value, f"{value:g}") for value, _ in inside]
-        step = nice((self.high - self.low) / 4)
-        decimals = max(0, -math.floor(math.log10(step)))
-        first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
-        return [(n * step, f"{n * step:,.{decimals}f}") for n in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -137,7 +98,7 @@ def draw(
     error_top = loss_top + PANEL + PANEL_GAP + _TITLE.height + TITLE_GAP
     notes_top = error_top + PANEL + BELOW
     points = [curve.loss for curve in curves] + [curve.error for curve in curves]
-    x = _across(np.concatenate([each[:, 0] for each in points]))
+    x = from_zero(np.concatenate([each[:, 0] for each in points]), LEFT, WIDTH - RIGHT)
     changes = [curve.changes for curve in curves]
     levels = [] if chance is None else [chance[1]]
     cut = _cut(curves, ceiling)
@@ -192,7 +153,7 @@ def _panel(
     every = np.concatenate([*(each[:, 1] for each in lines), levels])
     if cut is not None:
         every = np.minimum(every, cut[1])
-    y = _upwards(every, top, log_allowed=is_loss, most=math.inf if is_loss else 100.0)
+    y = around(every, top + PANEL, top, log_allowed=is_loss, most=math.inf if is_loss else 100.0)
     if cut is not None:
         y = replace(y, high=cut[1])
     title = f"{title}, logarithmic" if y.log else title
@@ -246,28 +207,6 @@ def _averaged(points: Points, x: Axis) -> Points:
     counts = np.bincount(stretch, minlength=STRETCHES)
     sums = [np.bincount(stretch, weights=column, minlength=STRETCHES) for column in points.T]
     return np.stack([each[counts > 0] / counts[counts > 0] for each in sums], axis=1)
-
-
-def _across(values: NDArray[np.float64]) -> Axis:
-    """From the beginning of training to the last point, which is not on the edge."""
-    high = float(values.max()) if len(values) and values.max() > 0 else 1.0
-    return Axis(0.0, high * 1.005, LEFT, WIDTH - RIGHT)
-
-
-def _upwards(levels: NDArray[np.float64], top: int, *, log_allowed: bool, most: float) -> Axis:
-    """Round limits around all levels, within 0 and `most`."""
-    if not len(levels):
-        levels = np.array([0.0, 100.0])
-    low, high = float(levels.min()), float(levels.max())
-    if log_allowed and low > 0 and high / low >= LOG_FROM:
-        return Axis(low / 1.15, high * 1.15, top + PANEL, top, log=True)
-    if high - low < 1e-3 * max(abs(high), 1e-9):  # one level
-        low, high = low - max(abs(low), 1.0) / 10, high + max(abs(high), 1.0) / 10
-    step = nice((high - low) / 4)
-    # A little room, so that no line runs along the edge.
-    low_edge = math.floor((low - 0.03 * (high - low)) / step) * step
-    high_edge = math.ceil((high + 0.03 * (high - low)) / step) * step
-    return Axis(max(0.0, low_edge), min(high_edge, most), top + PANEL, top)
 
 
 def _draw_grid(pen: Pen, panel: Panel) -> None:

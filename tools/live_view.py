@@ -16,7 +16,8 @@ from typing import Any
 from rich.text import Text
 
 from ..shards import byte_size, printable
-from .shown import Record, Shown, or_nan, pace, percent
+from .run_files import Record, or_nan
+from .shown import Shown, pace, percent
 from .terminal import duration
 
 _LABEL = 13  # columns
@@ -161,8 +162,8 @@ def _rates(shown: Shown) -> list[Text]:
         return []
     rates: Mapping[str, Any] = shown.train.get("rates") or {"weights": shown.train.get("lr")}
     return [
-        Text(f"{name} frozen", "dim") if rate is None else _of(f"{name} ", f"{rate:g}", "")
-        for name, rate in rates.items()
+        Text(f"{name} frozen", "dim") if rate is None else _of(f"{name} ", f"{or_nan(rate):g}", "")
+        for name, rate in zip(map(printable, rates), rates.values(), strict=True)
     ]
 
 
@@ -170,7 +171,7 @@ def _memory(shown: Shown) -> list[Text]:
     used = (shown.train or shown.val or {}).get("memory_bytes")
     devices = (shown.config.get("machine") or {}).get("devices") or ["cpu"]
     return (
-        [_of("", byte_size(used), " of the process" if devices[0] == "cpu" else f" of {devices[0]}")]
+        [_of("", byte_size(used), " of the process" if devices[0] == "cpu" else f" of {printable(devices[0])}")]
         if used
         else []
     )

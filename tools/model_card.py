@@ -84,7 +84,7 @@ tags:
 
 {training}
 
-| from epoch | {groups} | colour jitter |
+| {moment} | {groups} | colour jitter |
 | --- | {rules} | --- |
 {rates}
 
@@ -120,8 +120,7 @@ was trained by at most {difference:.2g}.
   probabilities have not been calibrated.
 - It is an architecture of 2012, trained to study that year's method: no product, and nothing by which to judge
   people.
-- Its error was measured on images like those it was trained on. What these leave out or show one-sidedly it has
-  not learnt.
+- {measured} What its training images leave out or show one-sidedly it has not learnt.
 - Licence: that of the weights is unknown, because that of the images is not known here; alexshard's code is
   Apache-2.0. If the images are ImageNet's, its terms of access hold: non-commercial research and education.
 
@@ -147,10 +146,12 @@ def model_card(
         facts=_rows(_facts(checkpoint)),
         data=_data(checkpoint),
         training=_training(checkpoint),
+        moment="from drop" if recipe.drop_on == "plateau" else "from epoch",
         groups=" | ".join(groups),
         rules=" | ".join("---" for _ in groups),
         rates=_rates(recipe),
         error=_error(checkpoint, best=best),
+        measured=_measured(checkpoint),
         subtracted=preprocessing(checkpoint)["subtracted_by_network"],
         install=_INSTALL[to],
         snippet=_SNIPPETS[to].format(**numbers, top=min(5, checkpoint.num_classes)),
@@ -216,13 +217,20 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
     if recipe.same_map_a is not None:
         normalised += f"; behind conv2 also over {recipe.same_map_n}×{recipe.same_map_n} pixels of a map"
     return {
-        "width": f"{recipe.width:g} times that of 2012",
+        "width": _width(recipe),
         "convolutions": f"{len(convolutions)}, with {maps} maps in two towers",
         "fully connected": f"3, with {units} units",
         "parameters": f"{sum(tensor.numel() for tensor in network.values()):,}",
         "normalisation": normalised,
         "input": f"{checkpoint.side}×{checkpoint.side} RGB",
     }
+
+
+def _width(recipe: Recipe) -> str:
+    # At width 1 all counts of 2012 are multiples of 8 and stay as they are (trainer/network.py, `scaled_width`).
+    if recipe.width == 1:
+        return "that of 2012"
+    return f"factor {recipe.width:g} on the counts of 2012, each rounded to a multiple of 8 a tower, at least 8"
 
 
 def _data(checkpoint: Checkpoint) -> str:
@@ -256,13 +264,24 @@ def _training(checkpoint: Checkpoint) -> str:
     if recipe.drop_on == "plateau":
         how = (
             "Rates per step on the mean gradient of a batch. The table counts drops, not epochs: one is made when "
-            f"the best validation error is more than {_counted(recipe.patience, 'epoch', 'epochs')} old."
+            f"the best validation error is more than {_counted(recipe.patience, 'epoch', 'epochs')} old. "
+            f"{_drops(checkpoint)}"
         )
     return f"{'; '.join(told)}. {how}"
 
 
+def _drops(checkpoint: Checkpoint) -> str:
+    """Those that were made, in words."""
+    made = [f"{step / checkpoint.steps_per_epoch:.4g}" for step in checkpoint.plateau.drops]
+    if not made:
+        return "None was made so far."
+    if len(made) == 1:
+        return f"One was made, after epoch {made[0]}."
+    return f"{len(made)} were made, after the epochs {', '.join(made[:-1])} and {made[-1]}."
+
+
 def _rates(recipe: Recipe) -> str:
-    """A row for each segment of the schedule, moments in epochs of this run."""
+    """A row for each segment of the schedule, moments in epochs of this run or in drops."""
     scale = 1 if recipe.drop_on == "plateau" else recipe.epochs / recipe.schedule_epochs
     groups = list(recipe.schedule[0].rates)
     rows = []
@@ -293,6 +312,13 @@ def _error(checkpoint: Checkpoint, *, best: bool) -> str:
         told = f"| | |\n| --- | --- |\n{_rows(rows)}"
         told += f"\n\n{_CHOSEN}" if best else ""
     return f"{told}\n\n{_PUBLISHED}" if is_published(recipe, checkpoint.num_classes) else told
+
+
+def _measured(checkpoint: Checkpoint) -> str:
+    """Of which images its error is, to judge others by."""
+    if checkpoint.evaluation is None:
+        return "How often it errs was not measured."
+    return "Its error was measured on images like those it was trained on."
 
 
 def is_published(recipe: Recipe, num_classes: int) -> bool:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..shards import WrongCall
+from .trainer_options import network_of
 
 if TYPE_CHECKING:
-    from ..trainer import Recipe
+    from ..trainer import Checkpoint, Recipe
 
 PRESETS = ("original", "paper", "dexp", "cnn-star")
 OPTIONS = (
@@ -103,12 +104,9 @@ def recipe_of(
     augment: str | None,
     init: str | None,
     bias: float | None,
-    init_from: str | None,
     **others: Any,
 ) -> Recipe:
     """A preset with what was asked for, or that of a run already begun, which `train` then lets change nothing.
-
-    `init_from` is the digest of the network to begin with.
 
     Raises:
         WrongCall: a field or a schedule is unknown, with the nearest name; a value is out of its range.
@@ -146,16 +144,33 @@ def recipe_of(
         recipe = dataclasses.replace(recipe, init_std=PRESETS[init]().init_std)
     if bias is not None:
         recipe = recipe.with_initial_bias(bias)
-    if init_from is not None:
-        recipe = dataclasses.replace(recipe, init_from=init_from)
-    recipe = recipe.with_fields(last)
-    if recipe.preset == "cnn-star" and recipe.init_from is None:
-        raise WrongCall(
-            "the preset cnn-star without --init-from",
-            why="its rates are for fine-tuning: from first weights of noise they would learn nothing",
-            remedy="--init-from RUN, a run of a larger set; its own rates are --preset original --set conv6=true",
-        )
-    return recipe
+    return recipe.with_fields(last)
+
+
+def beginning(recipe: Recipe, folder: Path, init_from: Path | None) -> tuple[Recipe, Checkpoint | None]:
+    """The recipe with the network that the run in `folder` begins with, and that network where it begins now.
+
+    A run that has begun goes on without it: it may be gone by now, or trained on.
+
+    Raises:
+        WrongCall: there is no such network, or none is named where there must be one.
+        BadCheckpoint: it cannot be read.
+    """
+    from ..trainer import RunFolder, weights_digest
+
+    if init_from is None:
+        if recipe.preset == "cnn-star" and recipe.init_from is None:
+            raise WrongCall(
+                "the preset cnn-star without --init-from",
+                why="its rates are for fine-tuning: from first weights of noise they would learn nothing",
+                remedy="--init-from RUN, a run of a larger set; that one by --preset original --set conv6=true",
+            )
+        return recipe, None
+    run = RunFolder(folder)
+    if run.holds_run and (begun := run.recipe().init_from) is not None:
+        return dataclasses.replace(recipe, init_from=begun), None
+    source = network_of(init_from)
+    return dataclasses.replace(recipe, init_from=weights_digest(source.network)), source
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -167,21 +182,35 @@ def _pair(text: str) -> tuple[str, Any]:
     if value == "none":
         return name, None
     try:
-        read = tomllib.loads(f"value = {value}")
-    except (ValueError, RecursionError):
+        read = _parsed(f"value = {value}")
+    except ValueError:
         return name, value
     return name, read["value"] if len(read) == 1 else value
 
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        fields = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WrongCall(
             f"{path} cannot be read: {error.strerror}", remedy="name a TOML file by --config"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise WrongCall(
             f"{path} is no TOML: {error}", remedy="alextrain recipes original prints an example"
         ) from None
     return {name: None if value == "none" else value for name, value in fields.items()}
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """What a text of TOML holds.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than Python follows.
+    """
+    try:
+        found = tomllib.loads(text)
+        repr(found)  # dotted names may nest deeper than brackets: whoever prints the value would fail
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return found

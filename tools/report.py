@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,22 @@ import click
 from ..shards import AlexshardError
 
 SCHEMA = 1
+_ESCAPED = re.compile("[\x7f-\x9f\ud800-\udfff]")
+
+
+def json_text(content: Any, *, indent: int | None = None) -> str:
+    r"""JSON with letters as they are, and escaped what acts on a terminal or is half of a character.
+
+    >>> print(json_text({"name": "é\x9b31m\udce9"}))
+    {"name": "é\u009b31m\udce9"}
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False, default=str)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_json(content: Mapping[str, Any]) -> None:
     """Print one JSON object."""
-    click.echo(json.dumps({"schema": SCHEMA, **content}, indent=1, ensure_ascii=False))
+    click.echo(json_text({"schema": SCHEMA, **content}, indent=1))
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..shards import WrongCall
-from .recipe_options import recipe_of, recipe_options
+from .recipe_options import beginning, recipe_of, recipe_options
 from .report import json_on_failure
-from .trainer_options import FOLDER, SHARDS, machine_options, network_of, shard_set_of
+from .trainer_options import FOLDER, SHARDS, machine_options, shard_set_of
 
 if TYPE_CHECKING:
     from ..trainer import Outcome, Ranks, SaveEvery
@@ -102,7 +102,7 @@ def run_command(
     """
     with json_on_failure(as_json, lines=True):
         save_every = _interval(checkpoint_every)
-        from ..trainer import Machine, Ranks, RunFolder, train, validation_split, weights_digest
+        from ..trainer import Machine, Ranks, RunFolder, train, validation_split
         from .training_lines import reporter_for
 
         if resume is not None and out is not None:
@@ -124,11 +124,10 @@ def run_command(
             decoder=decoder,
         )
         begun = RunFolder(resume).recipe() if resume is not None else None
-        source = network_of(init_from) if init_from is not None else None
-        wishes["init_from"] = weights_digest(source.network) if source is not None else None
         recipe = recipe_of(begun, **wishes)
         shard_set = shard_set_of(shards, resume, cache, cache_size)
         folder = resume or out or Path("runs") / f"{shard_set.name}-{recipe.preset}-s{recipe.seed}"
+        recipe, source = beginning(recipe, folder, init_from)
         with reporter_for(quiet=quiet, as_json=as_json) as reporter:
             outcome = train(
                 recipe,

@@ -6,7 +6,6 @@ metrics.jsonl as a mapping, and what is not in it (a run of an older version) is
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -15,27 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..shards import parse_json
-from .report import SCHEMA
+from .report import SCHEMA, json_text
+from .run_files import Record, number, or_nan
 from .terminal import duration
 
 LOADER_SETS_THE_PACE = 0.1  # of the time spent waiting for batches; below it the network does
-RECENT_LINES = 20  # that time left is told from
+RECENT_LINES = 20  # that speed, waiting and time left are told from
 RECENT_EVALUATIONS = 3  # that their distance is told from: the end that --max-steps set comes too early
-
-Record = Mapping[str, Any]
-
-_WHOLE = "a whole number from 0"
-_HOLDS: Mapping[str, tuple[str, ...]] = {
-    "an object": ("recipe", "machine"),
-    "a list": ("classes",),
-    "a list of names": ("machine.devices",),
-    _WHOLE: (
-        *("steps_per_epoch", "total_steps", "last_step", "machine.ranks", "recipe.seed", "recipe.batch_size"),
-    ),
-    "a number": ("recipe.width", "recipe.epochs"),
-    "a name": ("recipe.preset", "recipe.precision"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +36,15 @@ class Evaluating:
         return f"evaluating on {self.split}, {self.samples:,} image{of}" if self.split else "evaluating, it seems"
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a line of training was."""
+
+    images_per_s: float
+    seconds: float  # that it covers; 1 where that is not known
+    waiting: float | None  # share of them, 0..1
+
+
 @dataclass
 class Shown:
     """What is known of a run; times are seconds since 1970. A thread may read while another one adds."""
@@ -64,7 +58,7 @@ class Shown:
     losses: list[tuple[int, float]] = field(default_factory=list)  # step, of training
     errors: list[tuple[int, float]] = field(default_factory=list)  # step, top-1 of evaluations
     early: tuple[float, float] | None = None  # images a second and waiting share, measured over the first steps
-    recent: tuple[tuple[float, float], ...] = ()  # images/s and seconds of the last lines of training
+    recent: tuple[Pace, ...] = ()  # of the last lines of training
     worked_s: float = 0.0  # that the records cover
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # step, seconds
     evaluating: Evaluating | None = None
@@ -113,16 +107,22 @@ class Shown:
     @property
     def images_per_s(self) -> float | None:
         """Of the last lines; before there are any, as measured early. Means are over images, not over lines."""
-        seconds = sum(seconds for _, seconds in self.recent)
+        seconds = sum(line.seconds for line in self.recent)
         if seconds > 0:
-            return sum(speed * seconds for speed, seconds in self.recent) / seconds or None
+            return sum(line.images_per_s * line.seconds for line in self.recent) / seconds or None
         return self.early[0] if self.early and self.early[0] > 0 else None
 
     @property
     def waiting(self) -> float | None:
-        """Share of the time spent waiting for batches, 0..1: of the last line, else as measured early."""
-        share = waiting_share(self.train) if self.train else None
-        return share if share is not None else (self.early[1] if self.early else None)
+        """Share of the time spent waiting for batches, 0..1; as the speed of the last lines, or measured early.
+
+        Of one line alone it would leap: the first of an epoch waits for a loader that begins anew.
+        """
+        known = [(line.waiting, line.seconds) for line in self.recent if line.waiting is not None]
+        total = sum(seconds for _, seconds in known)
+        if total > 0:
+            return sum(waiting * seconds for waiting, seconds in known) / total
+        return self.early[1] if self.early else None
 
     @property
     def images_left(self) -> int:
@@ -199,7 +199,7 @@ class Shown:
             if (loss := number(record.get("loss"))) is not None:
                 self.losses.append((step, loss))
             if speed := number(record.get("images_per_s")):
-                self.recent = (*self.recent, (speed, seconds or 1.0))[-RECENT_LINES:]
+                self.recent = (*self.recent, Pace(speed, seconds or 1.0, waiting_share(record)))[-RECENT_LINES:]
             return
         self.val = record
         self.evaluations.append((step, seconds))
@@ -238,77 +238,6 @@ class Shown:
         }
 
 
-def parse_record(line: bytes) -> Record:
-    """A line of metrics.jsonl.
-
-    Raises:
-        ValueError: it is no record.
-    """
-    record = parse_json(line)
-    if not isinstance(record, dict):
-        raise ValueError("it is no object")
-    kind, rates = record.get("kind"), record.get("rates", {})
-    if kind not in ("train", "val"):
-        raise ValueError(f"its kind is {shortened(kind)}, not train or val")
-    for name, value in (("step", record.get("step")), ("memory_bytes", record.get("memory_bytes", 0))):
-        if not _is(_WHOLE, value):
-            raise ValueError(f"its {name} is {shortened(value)}, not {_WHOLE}")
-    if not _is("a number", epoch := record.get("epoch")):
-        raise ValueError(f"its epoch is {shortened(epoch)}, not a number")
-    if not isinstance(rates, dict) or not all(rate is None or _is("a number", rate) for rate in rates.values()):
-        raise ValueError(f"its rates are {shortened(rates)}, not numbers by name")
-    return record
-
-
-def check_config(config: object) -> None:
-    """See that what is taken from a config.json has the types it is taken for; it may be missing, or null.
-
-    Raises:
-        ValueError: it has not.
-    """
-    if not isinstance(config, dict):
-        raise ValueError(f"it holds {type(config).__name__}, not an object")
-    for what, names in _HOLDS.items():
-        for name in names:
-            part, _, of = name.rpartition(".")
-            value = (config.get(part) or {} if part else config).get(of)
-            if value is not None and not _is(what, value):
-                raise ValueError(f"{name} is {shortened(value)}, not {what}")
-
-
-def _is(what: str, value: object) -> bool:
-    if what == _WHOLE:
-        return type(value) is int and 0 <= value < 2**53
-    if what == "a number":
-        return number(value) is not None
-    if what == "a list of names":
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
-    return isinstance(value, {"an object": dict, "a list": list, "a name": str}[what])
-
-
-def shortened(value: object) -> str:
-    """A value of JSON, to print in a message."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:39]}…"
-
-
-def read_end(folder: Path) -> dict[str, Any] | None:
-    """What end.json says of how the last process ended that trained there.
-
-    None: nothing did yet, one is at work, it was killed, or an earlier version wrote the run.
-    """
-    try:
-        found = parse_json((folder / "end.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    if not isinstance(found, dict) or found.get("state") not in ("done", "stopped", "failed"):
-        return None
-    words = {name: found.get(name) for name in ("signal", "what", "remedy")}
-    if not _is(_WHOLE, found.get("step")) or not all(isinstance(word, str | None) for word in words.values()):
-        return None
-    return {"state": found["state"], "step": found["step"], **words}
-
-
 def waiting_share(record: Record) -> float | None:
     """Share of the time that a record covers which was spent waiting for batches, 0..1; None: not known."""
     waited, seconds = number(record.get("wait_s")), number(record.get("seconds"))
@@ -340,7 +269,7 @@ def json_line(event: str, **fields: Any) -> str:
     >>> json_line("train", step=3, loss=float("nan"))
     '{"schema": 1, "event": "train", "step": 3, "loss": null}'
     """
-    return json.dumps(finite({"schema": SCHEMA, "event": event, **fields}), ensure_ascii=False, default=str)
+    return json_text(finite({"schema": SCHEMA, "event": event, **fields}))
 
 
 def finite(value: Any) -> Any:
@@ -355,20 +284,6 @@ def finite(value: Any) -> Any:
 def pace(waiting: float) -> str:
     """Who sets it, by the share of the time spent waiting for batches: loader or network."""
     return "loader" if waiting > LOADER_SETS_THE_PACE else "network"
-
-
-def number(value: object) -> float | None:
-    """A figure, where it is a finite number."""
-    found = or_nan(value)
-    return found if math.isfinite(found) else None
-
-
-def or_nan(value: object) -> float:
-    """A figure, to print."""
-    try:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # JSON knows whole numbers of any length
-        return math.inf
 
 
 def percent(share: object) -> str:

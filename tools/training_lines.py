@@ -17,6 +17,7 @@ import click
 
 from ..shards import printable
 from ..trainer import Evaluation, Record, Reporter
+from .run_files import Metrics, newest_checkpoint
 from .shown import Evaluating, Shown, json_line, pace, record_line, time_left, waiting_share
 from .terminal import PLAIN_LINE_EVERY_S, duration
 
@@ -55,6 +56,11 @@ def tell(text: str, *, err: bool = False) -> None:
             _let_go(sys.stderr if err else sys.stdout)
 
 
+def _plain(text: str) -> str:
+    """Lines in which no name acts on the terminal."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _flush(stream: TextIO) -> None:
     try:
         stream.flush()
@@ -76,8 +82,6 @@ class _Knowing(Reporter):
 
     def begin(self, folder: Path, config: dict[str, Any], step: int) -> None:
         """Before the first step; what the folder holds of earlier parts is read."""
-        from .watch import Metrics, newest_checkpoint
-
         shown = Shown(folder, config)
         with Metrics(folder) as metrics:
             for record in metrics.read().records:
@@ -110,7 +114,7 @@ class Lines(_Knowing):
     printed = -math.inf
 
     def say(self, line: str) -> None:
-        tell(line, err=True)
+        tell(_plain(line), err=True)
 
     def warn(self, line: str) -> None:
         self.say(f"warning: {line}")
@@ -152,7 +156,7 @@ class Quiet(Lines):
         pass
 
     def warn(self, line: str) -> None:
-        tell(f"warning: {line}", err=True)
+        tell(_plain(f"warning: {line}"), err=True)
 
 
 class Live(_Knowing):
@@ -193,7 +197,7 @@ class Live(_Knowing):
     def _print(self, text: str, style: str = "") -> None:
         from rich.text import Text
 
-        self._region.print([Text(printable(line), style) for line in text.split("\n")])
+        self._region.print([Text(line, style) for line in _plain(text).split("\n")])
 
     def begin(self, folder: Path, config: dict[str, Any], step: int) -> None:
         super().begin(folder, config, step)

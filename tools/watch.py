@@ -11,117 +11,24 @@ refuses the file: who watches wants to see the run that goes on, and no result i
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
-from ..shards import AlexshardError, Holder, WrongCall, holder_of, parse_json, printable
+from ..shards import AlexshardError, Holder, WrongCall, holder_of, printable
 from .report import print_json
-from .shown import (
-    Evaluating,
-    Record,
-    Shown,
-    check_config,
-    finite,
-    json_line,
-    parse_record,
-    percent,
-    read_end,
-    record_line,
-    time_left,
-    waiting_share,
-)
+from .run_files import Metrics, News, Record, newest_checkpoint, parse_config, read_end
+from .shown import Evaluating, Shown, finite, json_line, percent, record_line, time_left, waiting_share
 
 LINES_OF_THE_PAST = 10
-_CHECKPOINT = re.compile(r"step-(\d+)\.pt")
-
-
-@dataclass
-class News:
-    """What a look at metrics.jsonl found."""
-
-    records: list[Record] = field(default_factory=list)
-    again: bool = False  # another file is there, and these are all its records
-    known: int = 0  # of them were in the file before, at the same place
-
-
-class Metrics:
-    """The lines of a run's metrics.jsonl as they come: each `read` gives those since the one before.
-
-    A line without its end is not yet one. A file that took the place of the one read before (a run that goes on
-    drops what came after its checkpoint) is read from its start.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "metrics.jsonl"
-        self._file: BinaryIO | None = None  # kept open, so that no other file gets its number
-        self._rest = b""
-        self._stale = False  # a file of another machine that is there no more
-        self.unreadable = 0  # lines that are no records
-
-    def read(self) -> News:
-        """The records that came since."""
-        news = News()
-        try:
-            if self._file is None or self._replaced(self._file):
-                fresh = self._path.open("rb")
-                news.again = self._file is not None
-                self.close()
-                self._file = fresh
-            content = self._rest + self._file.read()
-        except FileNotFoundError:
-            return news  # not written yet, or between two names
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-            self._stale = True
-            return news
-        *lines, self._rest = content.split(b"\n")
-        for line in lines:
-            try:
-                news.records.append(parse_record(line))
-            except ValueError:
-                self.unreadable += 1
-        return news
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-        self._file, self._rest, self._stale, self.unreadable = None, b"", False, 0
-
-    def __enter__(self) -> Metrics:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _replaced(self, file: BinaryIO) -> bool:
-        if self._stale:
-            return True
-        there, ours = self._path.stat(), os.fstat(file.fileno())
-        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino) or there.st_size < file.tell()
-
-
-def newest_checkpoint(folder: Path) -> tuple[int, float] | None:
-    """Step of a run's newest checkpoint, and when it was written in seconds since 1970; None: there is none."""
-    try:
-        found = {path: _CHECKPOINT.fullmatch(path.name) for path in (folder / "checkpoints").iterdir()}
-        step, newest = max((int(name[1]), path) for path, name in found.items() if name)
-        return step, newest.stat().st_mtime
-    except (ValueError, FileNotFoundError):
-        return None  # none yet, or it was removed while we looked: the next look finds what is there then
 
 
 class Watched:
@@ -251,8 +158,7 @@ class Watched:
             stamp = path.stat()
             if self._config_stamp == (stamp.st_ino, stamp.st_mtime_ns):
                 return None
-            config: dict[str, Any] = parse_json(path.read_bytes())
-            check_config(config)
+            config = parse_config(path.read_bytes())
         except FileNotFoundError:
             return None  # the run is just being made
         except ValueError as error:

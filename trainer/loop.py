@@ -181,6 +181,8 @@ class _Run:
             self.feeder.load_state_dict(resume.loader)
             self.progress = Progress(resume.step, resume.evaluated_step, resume.evaluation, resume.plateau)
             self._follow_plateau()
+            if (digest := self.recipe.init_from) is not None:
+                lines = [f"began with the weights of network {digest[:12]}…, which is not read again"]
         elif self.recipe.init_from is not None:
             lines = begin_with(self.stepper.network, self.plan, init_from)
         config = self.plan.config(self.feeder.loader)

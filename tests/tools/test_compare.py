@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -10,10 +11,13 @@ import sys
 
 import numpy as np
 import pytest
+from alexshard.tools import curves
+from alexshard.tools.axes import Axis
 from alexshard.tools.compare_command import compare
-from alexshard.tools.curves import Axis, Curve, Panel, _cut, draw, points
+from alexshard.tools.curves import Curve, Panel, _cut, draw, points
 from alexshard.tools.pen import COLOURS, paled
 from alexshard.tools.terminal import Cli
+from alexshard.tools.watch_command import watch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -28,13 +32,14 @@ RECIPE = {
     "weight_rates": [[0.0, 0.01], [2.0, 0.001]],
     "layer_rates": {"conv1.weight": [[0.0, 0.01], [3.0, None]]},
 }
+MAIN = Cli("alextrain", commands={"compare": compare, "watch": watch})
 CLASSES = 10
 CHANCE = math.log(CLASSES)
 
 
 def alextrain(*arguments, code=0):
     """What `alextrain compare` prints on stdout, and on stderr where it fails."""
-    done = CliRunner().invoke(Cli("alextrain", commands={"compare": compare}), ["compare", *map(str, arguments)])
+    done = CliRunner().invoke(MAIN, ["compare", *map(str, arguments)])
     assert done.exit_code == code, done.output
     return done.stdout if code == 0 else done.stderr
 
@@ -108,6 +113,7 @@ class TestTable:
             "chance_loss": None,
             "step": 300,
             "last_step": 1000,
+            "done": False,
             "epoch": 3.0,
             "train": {"step": 300, "epoch": 3.0, "loss": 1.25, "top1_error": 0.5, "top5_error": 0.25},
             "best": {"step": 200, "epoch": 2.0, "loss": 2.0, "top1_error": 0.5, "top5_error": 0.125},
@@ -180,6 +186,21 @@ class TestTable:
     def test_a_finished_run_tells_its_steps_once(self, tmp_path):
         assert "  1,000  10 " in alextrain(written(tmp_path / "done", [train(10, 2)]))
 
+    def test_a_run_that_its_rule_ended_has_no_more_steps_to_come(self, tmp_path):
+        folder = written(tmp_path / "plateau", [train(8, 2)])
+        (folder / "end.json").write_text(json.dumps({"schema": 1, "state": "done", "step": 800}))
+
+        assert "  800    8 " in alextrain(folder)
+        (found,) = told(folder)["runs"]
+        assert (found["step"], found["last_step"], found["done"]) == (800, 1000, True)
+
+    @pytest.mark.parametrize("state", ["stopped", "failed"])
+    def test_a_run_that_was_left_has_steps_to_come(self, tmp_path, state):
+        folder = written(tmp_path / "left", [train(8, 2)])
+        (folder / "end.json").write_text(json.dumps({"schema": 1, "state": state, "step": 800}))
+
+        assert "  800 of 1,000  8 " in alextrain(folder)
+
     def test_sets_differ_by_their_digest_and_are_told_by_their_names(self, one, tmp_path):
         same = written(tmp_path / "same", [train(1, 2)], name="elsewhere")
         other = written(tmp_path / "photographs", [train(1, 2)], name="photographs", digest="b" * 64)
@@ -215,6 +236,13 @@ class TestTable:
 
         at = lines.index("layer rates fc8.weight: none of its own one")
         assert lines[at + 1] == "fc8.weight: 0.1 more"
+
+    @pytest.mark.parametrize("values", [(1, 1.0), (1, True), (None, "")])
+    def test_values_that_python_takes_for_equal_are_told_apart(self, tmp_path, values):
+        rates = [{} if value == "" else {"fc8.weight": value} for value in values]
+        folders = [written(tmp_path / f"{at}", [train(1, 2)], recipe={"layer_rates": rates[at]}) for at in (0, 1)]
+
+        assert "layer rates" in alextrain(*folders)
 
     def test_long_names_are_told_once_and_stand_as_numbers(self, tmp_path):
         names = [f"a-run-with-quite-a-long-name-of-its-own-{number}" for number in (1, 2)]
@@ -279,7 +307,11 @@ class TestRuns:
         assert told(one)["runs"][0]["step"] == 300
 
     @pytest.mark.parametrize(
-        "line", ['{"kind": "tr', "[]", '{"kind": "other", "epoch": 1, "step": 1}', "{}", "[" * 200_000]
+        "line",
+        [
+            *('{"kind": "tr', "[]", '{"kind": "other", "epoch": 1, "step": 1}', "{}", "[" * 200_000),
+            f'{{"kind": "train", "epoch": 1, "step": 1, "odd": {"[" * 500}{"]" * 500}}}',
+        ],
     )
     def test_a_damaged_line_is_named_with_its_file(self, one, other, line):
         lines = (other / "metrics.jsonl").read_text().splitlines()
@@ -287,7 +319,9 @@ class TestRuns:
 
         assert f"where: {other}/metrics.jsonl, line 2\n" in alextrain(one, other, code=1)
 
-    @pytest.mark.parametrize("content", ["{", "[]", "[" * 200_000, '{"recipe": []}'])
+    @pytest.mark.parametrize(
+        "content", ["{", "[]", "[" * 200_000, '{"recipe": []}', f'{{"recipe": {{"odd": {"[" * 500}{"]" * 500}}}}}']
+    )
     def test_a_damaged_configuration_is_named(self, one, content):
         (one / "config.json").write_text(content)
 
@@ -311,6 +345,93 @@ class TestRuns:
 
         assert (done.returncode, done.stderr) == (0, "")
         assert "300 of 1,000" in done.stdout
+
+
+def keys_of(mapping, above=()):
+    for key, value in mapping.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from keys_of(value, (*above, key))
+
+
+class TestOddValues:
+    """What a program may find in a file that somebody edited, or that was made to harm."""
+
+    RECIPE = RECIPE | {"epochs": 10, "precision": "fp32"}
+    ACTING = "\x1b]0;x\x07"  # gives a terminal's window another name
+    VALUES = (5, -1, 1.5, True, "x", ACTING, [], [1], [ACTING], {}, {ACTING: ACTING}, None, 10**400, math.nan)
+
+    @pytest.fixture
+    def sound(self, tmp_path):
+        lines = [train(1, 2.25), val(1, 0.75), train(2, 1.5), val(2, 0.5), train(3, 1.25)]
+        return written(tmp_path / "sound", lines, recipe=self.RECIPE)
+
+    @pytest.fixture
+    def config(self, sound):
+        return json.loads((sound / "config.json").read_text())
+
+    def test_a_config_is_shown_or_refused_and_acts_on_nothing(self, sound, config, tmp_path, monkeypatch):
+        monkeypatch.setattr(curves, "draw", lambda *_, **__: Image.new("RGB", (1, 1)))
+        odd = written(tmp_path / "odd", [train(1, 2), val(1, 0.5), train(3, 2)])
+        commands = [
+            ("compare", odd, sound),
+            ("compare", odd, sound, "--json"),
+            ("compare", odd, "--out", tmp_path / "odd.png", "--against", "images"),
+            ("watch", odd, "--once"),
+            ("watch", odd, "--once", "--json"),
+        ]
+        codes = set()
+        for (*above, key), value in itertools.product(keys_of(config), self.VALUES):
+            changed = part = copy.deepcopy(config)
+            for name in above:
+                part = part[name]
+            part[key] = value
+            (odd / "config.json").write_text(json.dumps(changed))
+            for command in commands:
+                done = CliRunner().invoke(MAIN, list(map(str, command)))
+                codes.add(done.exit_code)
+                called = f"{command[0]} with {'.'.join((*above, key))} = {str(value)[:20]!r}"
+                assert done.exception is None or isinstance(done.exception, SystemExit), called
+                assert done.output.replace("\n", "").isprintable(), called
+                if "--json" in command:
+                    json.loads(done.stdout, parse_constant=pytest.fail)
+
+        assert codes == {0, 1, 2}
+
+    @pytest.mark.parametrize(
+        "name", ["shard_set.name", "shard_set.path", "shard_set.digest", "machine.names", "recipe.max_steps"]
+    )
+    def test_what_is_not_of_its_type_is_named(self, config, tmp_path, name):
+        part, key = name.split(".")
+        folder = written(tmp_path / "odd", [train(1, 2)], **{part: config[part] | {key: 1.5}})
+
+        assert f"config.json of the run cannot be read: {name} is 1.5, not a" in alextrain(folder, code=1)
+
+    def test_fields_called_as_the_settings_that_compare_adds_change_nothing_of_these(self, sound, tmp_path):
+        fields = {"shard set": [], "classes": {}, "devices": 3}
+        recipe = self.RECIPE | fields
+        named = written(tmp_path / "named", [train(1, 2)], recipe=recipe, versions=fields)
+        of_no_set = written(tmp_path / "other", [train(1, 2)], recipe=recipe, versions=fields, digest=None)
+
+        assert told(sound, named, of_no_set)["differences"] == []
+
+    def test_a_name_acts_neither_on_the_terminal_nor_on_the_picture(self, sound, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(curves, "draw", lambda each, **_: drawn.extend(each) or Image.new("RGB", (1, 1)))
+        rates = {"rates": {self.ACTING: 0.1}, "updates": {self.ACTING: 0.1}}
+        lines = [train(1, 2, **rates), val(1, 0.5, **rates)]
+        folder = written(tmp_path / f"{self.ACTING}\nrun", lines, recipe={self.ACTING: 1}, name=self.ACTING)
+        text = alextrain(folder, sound, "--out", tmp_path / "names.png")
+
+        assert text.count(r"\x1b]0;x\x07") >= 3
+        assert text.replace("\n", "").isprintable()
+        assert drawn[0].name == r"\x1b]0;x\x07\nrun"
+        assert CliRunner().invoke(MAIN, ["watch", str(folder), "--once"]).output.replace("\n", "").isprintable()
+
+    def test_an_error_above_all_is_drawn_at_the_edge(self, tmp_path):
+        picture = Picture(drawn(level_run(tmp_path / "run", 1.0, 1e308), out=tmp_path / "above.png"))
+
+        assert len(picture.places(0, "error")[0])
 
 
 LEGEND = 90  # pixels from the top, below which no legend of up to four runs reaches

@@ -482,7 +482,48 @@ def test_one_epoch_and_one_step_are_said_in_the_singular(checkpoint):
     )
 
     assert "1 step of 32 images: 0.2 of 1 epoch;" in card
-    assert "more than 1 epoch old" in card
+    assert "more than 1 epoch old. None was made so far.\n\n| from drop | weights |" in card
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ((5,), "One was made, after epoch 1."),
+        ((5, 20), "2 were made, after the epochs 1 and 4."),
+        ((5, 20, 35), "3 were made, after the epochs 1, 4 and 7."),
+    ],
+)
+def test_the_drops_of_a_plateau_are_told_by_the_epochs_after_which_they_were_made(checkpoint, steps, words):
+    recipe = dataclasses.replace(checkpoint.recipe, **SCHEDULES["plateau"].fields)
+    plateau = dataclasses.replace(checkpoint.plateau, drops=steps)
+    found = dataclasses.replace(checkpoint, recipe=recipe, plateau=plateau)
+    card = model_card(found, "onnx", largest_difference=0, versions=versions())
+
+    assert f"epochs old. {words}\n" in card
+    assert "from epoch" not in card
+
+
+def test_rates_by_epochs_are_told_from_which_epoch(checkpoint):
+    card = model_card(checkpoint, "onnx", largest_difference=0, versions=versions())
+
+    assert "| from epoch | weights |" in card
+    assert "drop |" not in card
+
+
+def test_the_card_tells_how_counts_follow_from_the_width(checkpoint):
+    narrow = dataclasses.replace(checkpoint.recipe, width=0.0625)
+    network = AlexNet(narrow, 10, 64).state_dict()
+    told = [
+        model_card(dataclasses.replace(checkpoint, **of), "onnx", largest_difference=0, versions=versions())
+        for of in (
+            {"recipe": narrow, "network": network},
+            {"recipe": dataclasses.replace(narrow, width=1.0)},
+        )
+    ]
+
+    rule = "| width | factor 0.0625 on the counts of 2012, each rounded to a multiple of 8 a tower, at least 8 |\n"
+    assert f"{rule}| convolutions | 5, with 16, 16, 32, 32, 16 maps in two towers |\n" in told[0]
+    assert "| width | that of 2012 |\n" in told[1]
 
 
 def test_the_card_of_a_network_that_was_not_evaluated_says_so(checkpoint):
@@ -491,6 +532,10 @@ def test_the_card_of_a_network_that_was_not_evaluated_says_so(checkpoint):
     )
 
     assert "## Error\n\nNot evaluated.\n" in card
+    assert "- How often it errs was not measured. What its training images leave out" in card
+    assert "was measured on" not in card
+    evaluated = model_card(checkpoint, "onnx", largest_difference=0, versions=versions())
+    assert "- Its error was measured on images like those it was trained on. What its training" in evaluated
 
 
 def test_published_figures_stand_beside_the_papers_network_alone():

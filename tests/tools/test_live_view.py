@@ -20,7 +20,7 @@ import click
 import pytest
 from alexshard.tools.live_region import Region
 from alexshard.tools.live_view import curve, picture
-from alexshard.tools.shown import Evaluating, Shown
+from alexshard.tools.shown import Evaluating, Shown, record_line
 from alexshard.tools.terminal import duration
 from alexshard.tools.training_lines import JsonLines, Lines, Live, Quiet, json_line, reporter_for
 from alexshard.trainer import Evaluation, Record, RunFolder
@@ -183,6 +183,38 @@ def test_speed_is_a_mean_over_time_of_the_last_lines_alone():
     assert of.images_per_s == pytest.approx((19 * 10 * 100 + 30 * 400) / 220)
 
 
+def test_the_share_of_waiting_is_of_the_same_lines_as_the_speed():
+    of = shown(train(1, wait_s=2.5), *(train(step, wait_s=0.0) for step in range(2, 11)))
+    assert of.waiting == pytest.approx(0.025)
+    assert "2 % waiting · the network sets the pace" in row(of, "speed")
+
+    of.add(train(11, wait_s=2.5), 1000.0)  # the first of an epoch waits for a loader that begins anew
+    assert of.waiting == pytest.approx(5 / 110)
+    assert "the network sets the pace" in row(of, "speed")
+
+    for step in range(12, 32):
+        of.add(train(step, wait_s=1.0 if step < 31 else 6.0, seconds=5.0 if step < 31 else 15.0), 1000.0)
+    assert of.waiting == pytest.approx(25 / 110)
+
+
+def test_waiting_and_speed_of_a_process_before_are_not_those_of_this_one(tmp_path):
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(json.dumps(train(1, wait_s=9.0)) + "\n")
+    told = JsonLines()
+    told.begin(folder, CONFIG, 1)
+    assert (told.shown.waiting, told.shown.images_per_s) == (None, None)
+
+    told.rate(100.0, 0.25, 5)
+    assert (told.shown.waiting, told.shown.images_per_s) == (0.25, 100.0)
+
+
+def test_lines_that_do_not_tell_their_waiting_leave_its_share_to_the_others():
+    old = {name: value for name, value in train(1).items() if name != "wait_s"}
+    assert shown(old).waiting is None
+    assert shown(old, train(2, wait_s=2.0)).waiting == pytest.approx(0.2)
+
+
 def test_figures_that_are_no_numbers_or_not_there_are_shown_as_such():
     old = {name: value for name, value in train(50).items() if name not in ("seconds", "rates", "memory_bytes")}
     of = shown(old, val(50, float("nan"), loss=float("nan")))
@@ -219,12 +251,33 @@ def test_curves_fall_as_the_loss_does_and_share_one_axis():
     assert errors[0].strip() == errors[1].strip()[:-1]
 
 
-def test_names_cannot_act_on_the_terminal():
-    of = shown(folder="runs/\x1b[31mred")
-    of.warn("a\x07b")
+ACTING = "\x1b]0;x\x07"  # gives a terminal's window another name
 
-    assert "\x1b" not in "\n".join(lines(of))
-    assert "\x07" not in "\n".join(lines(of))
+
+def test_names_cannot_act_on_the_terminal():
+    named = {"rates": {ACTING: 0.01, f"{ACTING}2": None}, "updates": {ACTING: 0.1}}
+    config = CONFIG | {
+        "recipe": CONFIG["recipe"] | {"preset": ACTING, "precision": ACTING},
+        "machine": {"devices": [ACTING], "ranks": 1},
+    }
+    of = shown(train(1, **named), val(1, 0.5, **named), folder=f"runs/{ACTING}", config=config)
+    of.warn(ACTING)
+    of.evaluating = Evaluating(1000.0, ACTING, 3)
+    of.state = ACTING
+    text = lines(of, width=200)
+
+    assert "".join(text).count(r"\x1b]0;x\x07") == 10
+    assert all(line.isprintable() for line in text)
+    assert record_line(of.train).isprintable()
+
+
+def test_what_is_said_of_names_cannot_act_on_the_terminal(capsys):
+    for told in (Lines(), Quiet()):
+        told.say(f"said of {ACTING}\nbelow")
+        told.warn(f"worried by {ACTING}")
+
+    worry = r"warning: worried by \x1b]0;x\x07"
+    assert capsys.readouterr().err.splitlines() == [r"said of \x1b]0;x\x07", "below", worry, worry]
 
 
 class Screen:

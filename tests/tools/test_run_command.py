@@ -239,19 +239,20 @@ def test_a_run_folder_and_a_shard_set_elsewhere_go_on_are_evaluated_and_predicte
     assert "say by --shards where it is now" in lost.stderr
 
 
-def test_fine_tuning_with_six_convolutions_begins_with_what_fits(home, tmp_path):
-    done = alextrain(
-        *("run", "--preset", "cnn-star", "--init-from", "runs/first", "--out", tmp_path / "star", "--epochs", 1),
-        *SMALL,
-        cwd=home,
-    )
-    other = alextrain("run", "--resume", tmp_path / "star", "--init-from", tmp_path / "star", cwd=home)
+def test_fine_tuning_with_six_convolutions_begins_with_what_fits_and_goes_on_without_its_source(home, tmp_path):
+    shutil.copytree(home / "runs" / "first", tmp_path / "first")
+    words = ("run", "--preset", "cnn-star", "--init-from", tmp_path / "first", "--out", tmp_path / "star", *SMALL)
+    done = alextrain(*words, "--epochs", 1, "--max-steps", 2, cwd=home)
+    shutil.rmtree(tmp_path / "first")
+    again = alextrain(*words, "--epochs", 1, "--max-steps", 3, cwd=home)
 
     assert done.returncode == 0, done.stderr
     assert "begins with conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8 of a network of 10 classes" in done.stderr
     assert "new: conv6" in done.stderr
-    assert other.returncode == 2
-    assert "init_from: " in other.stderr
+    assert again.returncode == 0, again.stderr
+    digest = RunFolder(tmp_path / "star").recipe().init_from
+    assert f"began with the weights of network {digest[:12]}…, which is not read again" in again.stderr
+    assert RunFolder(tmp_path / "star").load().step == 3
 
 
 def test_tensorboard_has_rates_the_size_of_updates_and_pictures_of_the_filters(home):
@@ -266,3 +267,15 @@ def test_tensorboard_has_rates_the_size_of_updates_and_pictures_of_the_filters(h
     assert ratios == pytest.approx([r.updates["fc7"] for r in records if r.kind == "train"])
     assert [picture.step for picture in events.Images("conv1/filters")] == [0, 5, 10]
     assert events.Scalars("train/chance_loss")[0].value == pytest.approx(math.log(10))
+
+
+@pytest.mark.parametrize("value", ["[" * 5_000, "{a" + ".a" * 5_000 + " = 1}"], ids=["brackets", "names"])
+def test_toml_that_is_nested_without_end_is_a_wrong_call(home, tmp_path, monkeypatch, value):
+    monkeypatch.chdir(home)
+    (tmp_path / "deep.toml").write_text(f"width = {value}")
+    in_file = CliRunner().invoke(main, ("run", "--config", str(tmp_path / "deep.toml")))
+    in_option = CliRunner().invoke(main, ("run", "--set", f"width={value}"))
+
+    assert (in_file.exit_code, in_option.exit_code) == (2, 2), (in_file.exception, in_option.exception)
+    assert "deep.toml is no TOML: nested too deeply" in in_file.stderr
+    assert f"error: width is '{value[:9]}" in in_option.stderr

@@ -18,8 +18,9 @@ import pytest
 from alexshard.shards import AlexshardError, WrongCall, locked
 from alexshard.tools import watch
 from alexshard.tools.live_view import picture
+from alexshard.tools.run_files import Metrics, newest_checkpoint
 from alexshard.tools.shown import json_line, record_line
-from alexshard.tools.watch import Metrics, Watched, newest_checkpoint
+from alexshard.tools.watch import Watched
 
 from tests.tools.test_live_view import CONFIG, train, val
 
@@ -409,6 +410,8 @@ ODD = {
     **dict.fromkeys(("recipe.preset", "recipe.precision"), (3, {})),
     "machine.devices": ("cpu", [3], {}),
     "machine.ranks": ("x", -1),
+    "schedule_steps": (5, ["x"], [-1]),
+    "shard_set": ("x", 3),
 }
 
 
