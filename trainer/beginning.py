@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..shards import WrongCall
 from .checkpoint import Checkpoint
+from .checkpoint_values import parameter_shapes, shape_of
 from .plan import Plan
 from .towers import Network
 
@@ -26,8 +26,8 @@ def weights_digest(network: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def begin_with(network: Network, plan: Plan, source: Checkpoint | None) -> list[str]:
-    """Give a new network the layers of `source` that fit; says which, and which begin anew.
+def layers_that_fit(plan: Plan, source: Checkpoint | None) -> tuple[list[str], list[str]]:
+    """Which layers of the network of `plan` begin as those of `source`, and which anew.
 
     fc8 fits where it tells the same classes apart, in the same order. Convolutions must fit, all five.
 
@@ -41,8 +41,8 @@ def begin_with(network: Network, plan: Plan, source: Checkpoint | None) -> list[
             why="its first weights decide all that follows",
             remedy="name its run folder or checkpoint by --init-from",
         )
-    state = network.state_dict()
-    layers = list(dict.fromkeys(name.partition(".")[0] for name in state))
+    shapes = parameter_shapes(plan.recipe, plan.num_classes, plan.side)
+    layers = list(dict.fromkeys(name.partition(".")[0] for name in shapes))
     same_classes = [synset for synset, _ in source.classes] == [
         entry.synset for entry in plan.shard_set.manifest.classes
     ]
@@ -50,23 +50,28 @@ def begin_with(network: Network, plan: Plan, source: Checkpoint | None) -> list[
     new: list[str] = []
     for layer in layers:
         names = [f"{layer}.weight", f"{layer}.bias"]
-        fits = all(name in source.network and source.network[name].shape == state[name].shape for name in names)
+        fits = all(shape_of(source.network.get(name)) == shapes[name] for name in names)
         if layer == "fc8" and not same_classes:
             fits = False
         if not fits and layer not in _MAY_BE_NEW:
             raise WrongCall(
                 f"{layer} of the network to begin with does not fit",
-                where=f"{_shape(source.network.get(names[0]))} there, {_shape(state[names[0]])} here",
+                where=f"{shape_of(source.network.get(names[0]))} there, {shapes[names[0]]} here",
                 why="without its convolutions nothing of what it learned is left",
                 remedy=f"--width {source.recipe.width:g}, as it was trained",
             )
         (taken if fits else new).append(layer)
-        if fits:
-            state |= {name: source.network[name] for name in names}
+    return taken, new
+
+
+def begin_with(network: Network, plan: Plan, source: Checkpoint | None) -> list[str]:
+    """Give a new network the layers of `source` that fit; says which, and which begin anew. Raises as above."""
+    taken, new = layers_that_fit(plan, source)
+    assert source is not None
+    state = network.state_dict()
+    state |= {
+        f"{layer}.{kind}": source.network[f"{layer}.{kind}"] for layer in taken for kind in ("weight", "bias")
+    }
     network.load_state_dict(state)
     begun = f"begins with {', '.join(taken)} of a network of {source.num_classes:,} classes"
     return [f"{begun}, after step {source.step:,}" + (f"; new: {', '.join(new)}" if new else "")]
-
-
-def _shape(tensor: torch.Tensor | None) -> str:
-    return "none" if tensor is None else "×".join(map(str, tensor.shape))

@@ -9,9 +9,6 @@ velocity and back would not be bit for bit. Masks, order and augmentation are fu
 from __future__ import annotations
 
 import dataclasses
-import math
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +17,19 @@ import torch
 from torch import Tensor
 
 from ..pipeline import centre, crop_side
-from ..shards import AlexshardError, ShardSet, WrongCall, appearing_whole
+from ..shards import AlexshardError, ShardSet, WrongCall, appearing_whole, printable
+from .checkpoint_file import BadCheckpoint, contents, damaged, later_format, not_understood, unreadable
+from .checkpoint_values import RULES, are_finite, is_count, parameter_shapes, shape_of
 from .machine import versions
 from .recipe import Recipe
 from .schedule import Plateau
 from .sgd import rate_group
 from .towers import Network
 
+__all__ = ["FORMAT", "BadCheckpoint", "Checkpoint"]
+
 FORMAT = 2
 _FIELDS_OF_FILE = {"format", "versions"}
-
-
-class BadCheckpoint(AlexshardError):
-    """A checkpoint cannot be read, or is that of another network or another shard set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,38 +88,21 @@ class Checkpoint:
         """Read a checkpoint to the CPU.
 
         Raises:
-            WrongCall: there is none.
-            BadCheckpoint: it is cut, damaged, of another format, or holds more than values and tensors.
+            NoCheckpoint: there is none.
+            BadCheckpoint: it is cut, damaged, of an earlier format, or holds what no run writes.
+            LaterFormat: a later alexshard wrote it.
+            CannotReadNow: the operating system does not give its bytes, or there is no memory for them.
         """
-        if not path.is_file():
-            raise WrongCall(
-                f"no checkpoint {path}",
-                why="there is no network to go on with, or to ask",
-                remedy="name a run's folder, or one of the files in its checkpoints/",
-            )
+        fields = contents(path)
         try:
-            with zipfile.ZipFile(path) as archive:  # torch writes CRCs, and does not look at them
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise _unreadable(path, "it is compressed, which no state is")
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise _unreadable(path, f"{damaged} is damaged")
-            fields = torch.load(path, map_location="cpu", weights_only=True)
-        except AlexshardError:
-            raise
-        except Exception as error:  # damaged bytes make both readers fail in every way there is
-            raise _unreadable(path, _reason(error)) from error
-        names = {field.name for field in dataclasses.fields(cls)} | _FIELDS_OF_FILE
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT or fields.keys() != names:
-            found = fields.get("format") if isinstance(fields, dict) else None
-            raise _unreadable(path, f"it is not a checkpoint of format {FORMAT} but of {found!r}")
-        for name, right in _SHAPES.items():
-            if not right(fields[name]):
-                raise _unreadable(path, f"its {name} is not what a run writes")
-        try:
+            _check_fields(fields, path)
             return cls._of(fields)._checked(path)
         except WrongCall as error:
-            raise _unreadable(path, f"its recipe: {error.what}") from error
+            raise unreadable(path, f"its recipe: {error.what}") from error
+        except AlexshardError:
+            raise
+        except Exception as error:  # no rule foresees every value
+            raise not_understood(path, error) from error
 
     @classmethod
     def _of(cls, fields: dict[str, Any]) -> Checkpoint:
@@ -133,6 +113,8 @@ class Checkpoint:
             "plateau": Plateau(**values["plateau"], drops=drops),
             "classes": tuple((synset, words) for synset, words in values["classes"]),
             "channel_mean": tuple(values["channel_mean"]),
+            "network": dict(values["network"]),
+            "optimiser": {name: dict(held) for name, held in values["optimiser"].items()},
         }
         return cls(**values)
 
@@ -152,12 +134,22 @@ class Checkpoint:
                 name in self.network and buffer.shape == self.network[name].shape
                 for name, buffer in momentum.items()
             ),
-            "its rates": rates.keys() == groups and all(0 < rate < math.inf for rate in rates.values()),
+            "its rates": rates.keys() == groups,
             "its place in the epoch": self.steps_per_epoch > 0 and place == self.step,
             "its drops": len(self.plateau.drops) < len(self.recipe.schedule) or not self.plateau.drops,
         }
         if wrong := [name for name, right in holds.items() if not right]:
-            raise _unreadable(path, f"{', '.join(wrong)} cannot be of this run")
+            raise unreadable(path, f"{', '.join(wrong)} cannot be of this run")
+        shapes = parameter_shapes(self.recipe, self.num_classes, self.side)
+        for name in shapes | self.network:
+            here, wanted = shape_of(self.network.get(name)), shapes.get(name, "none")
+            if here != wanted:
+                other = f"{printable(name)} is {here}, not {wanted}"
+                raise damaged(path, f"the checkpoint is of another network than its recipe's: {other}")
+        # A run looks at its weights before it writes them, and momentum that is not finite makes them so too.
+        numbers = {"weights": self.network, "momentum": momentum, "mean image": {"": self.mean_image}}
+        if unsound := [what for what, tensors in numbers.items() if not are_finite(tensors)]:
+            raise unreadable(path, f"not all numbers of its {' and '.join(unsound)} are finite")
         return self
 
     def check_fits(self, shard_set: ShardSet) -> None:
@@ -191,99 +183,21 @@ class Checkpoint:
             ) from error
 
 
-def _is_tensors(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(item, Tensor) and item.dtype == torch.float32
-        for name, item in value.items()
-    )
+def _check_fields(fields: Any, path: Path) -> None:
+    """See that the file holds a checkpoint of this format, each value of its kind.
 
-
-def _is_momentum(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"momentum", "rates"}
-        and _is_tensors(value["momentum"])
-        and isinstance(value["rates"], dict)
-        and all(isinstance(name, str) and isinstance(rate, float) for name, rate in value["rates"].items())
-    )
-
-
-def _is_plateau(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {field.name for field in dataclasses.fields(Plateau)}
-        and (
-            value["best_error"] is None
-            or (isinstance(value["best_error"], float) and 0 <= value["best_error"] <= 1)
-        )
-        and _is_count(value["best_step"])
-        and isinstance(value["stopped"], bool)
-        and isinstance(value["drops"], list | tuple)
-        and all(map(_is_count, value["drops"]))
-    )
-
-
-def _is_classes(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(word, str) for word in pair)
-        for pair in value
-    )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_evaluation(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"split", "views", "samples", "loss", "top1_error", "top5_error", "step"}
-        and isinstance(value["split"], str)
-        and all(_is_count(value[name]) for name in ("views", "samples", "step"))
-        and all(isinstance(value[name], float) for name in ("loss", "top1_error", "top5_error"))
-    )
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, float) and 0 <= value <= 1
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-# What each value of a file must be before anything is done with it.
-_SHAPES: dict[str, Callable[[Any], bool]] = {
-    "recipe": lambda value: isinstance(value, dict) and all(map(_is_text, value)),
-    **dict.fromkeys(("side", "stored_side", "training_images", "steps_per_epoch", "step"), _is_count),
-    "evaluated_step": lambda value: value == -1 or _is_count(value),
-    "evaluation": lambda value: value is None or _is_evaluation(value),
-    "classes": _is_classes,
-    "mean_image": lambda value: isinstance(value, Tensor) and value.dtype == torch.float32,
-    "channel_mean": lambda value: (
-        isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(one, float) for one in value)
-    ),
-    "shard_set": _is_text,
-    "set_name": _is_text,
-    "plateau": _is_plateau,
-    "loader": lambda value: (
-        isinstance(value, dict) and all(_is_count(value.get(n)) for n in ("epoch", "position"))
-    ),
-    "network": _is_tensors,
-    "optimiser": _is_momentum,
-}
-
-
-def _reason(error: Exception) -> str:
-    """In a line; torch explains at length how a file that brings code could be trusted after all."""
-    first = str(error).partition("\n")[0]
-    return "it holds more than values and tensors" if "Weights only" in first else first
-
-
-def _unreadable(path: Path, reason: str) -> BadCheckpoint:
-    return BadCheckpoint(
-        f"the checkpoint cannot be read: {reason}",
-        where=str(path),
-        why="with damaged weights a network answers otherwise, and a run would be another",
-        remedy="restore the file from a copy, or take another state of the run",
-    )
+    Raises:
+        BadCheckpoint: it does not.
+        LaterFormat: a later alexshard wrote it.
+    """
+    found: Any = fields.get("format") if isinstance(fields, dict) else None
+    if is_count(found) and found > FORMAT:
+        by = fields.get("versions")
+        raise later_format(path, found, FORMAT, by.get("alexshard") if isinstance(by, dict) else None)
+    names = {field.name for field in dataclasses.fields(Checkpoint)} | _FIELDS_OF_FILE
+    if not is_count(found) or found != FORMAT or fields.keys() != names:
+        shown = found if found is None or is_count(found) else f"a {type(found).__name__}"
+        raise unreadable(path, f"it is not a checkpoint of format {FORMAT} but of {shown}")
+    for name, right in RULES.items():
+        if not right(fields[name]):
+            raise unreadable(path, f"its {name} is not what a run writes")

@@ -111,7 +111,8 @@ def _made_tuple(kind: Any, value: Any) -> Any:
 
 def _rate(value: Any) -> float | None:
     """A rate of 0 freezes, as one that is not there: TOML has no word for nothing."""
-    return None if value is None or (value == 0 and not isinstance(value, bool)) else float(_made(float, value))
+    # Its kind is looked at first: what a checkpoint brings may not know whether it is 0.
+    return None if value is None else _made(float, value) or None
 
 
 @cache

@@ -25,7 +25,7 @@ from typing import Any
 from ..pipeline import span
 from ..shards import AlexshardError, ShardSet
 from .agreeing import alone, same_on_all
-from .beginning import begin_with
+from .beginning import begin_with, layers_that_fit
 from .book import Book
 from .checkpoint import Checkpoint
 from .evaluate import Evaluation, NotFinite
@@ -86,6 +86,8 @@ def train(
     reporter = reporter or Reporter()
     plan = Plan.of(recipe, shard_set, machine, eval_every=eval_every)
     run_folder = RunFolder(folder)
+    if recipe.init_from is not None and not run_folder.holds_run:
+        layers_that_fit(plan, init_from)  # before the folder is made
     with ExitStack() as stack:
         remark = alone(run_folder, machine, stack)
         resume = (

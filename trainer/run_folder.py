@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,19 @@ from ..shards import (
     Holder,
     WrongCall,
     appearing_whole,
-    holder_of,
     locked,
     parse_json,
     sync_folder,
 )
 from .checkpoint import BadCheckpoint, Checkpoint
+from .checkpoint_file import NoCheckpoint, asking_the_disk, no_checkpoint
 from .recipe import Recipe
 from .records import DamagedRun, Record, read_records
 
 CHECKPOINTS = "checkpoints"
 BEST = "best.pt"
 DAMAGED = ".damaged"
+LOOKS = 5  # at a folder whose states go away while they are read
 
 
 class RunFolder:
@@ -70,7 +71,11 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The states that are kept by their age, newest first."""
-        return sorted((self.path / CHECKPOINTS).glob("step-*.pt"), reverse=True)
+        try:
+            # Not by glob: it makes an empty folder of one that may not be read.
+            return sorted(filter(_is_state, (self.path / CHECKPOINTS).iterdir()), reverse=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     @property
     def newest(self) -> Path:
@@ -79,53 +84,67 @@ class RunFolder:
 
     @property
     def newest_words(self) -> str:
-        """The same for a message."""
-        return str(self.newest) if self.newest.is_file() else "none"
+        """For a message: the state that `load` would try first."""
+        try:
+            return next((str(path) for path in self._states()), "none")
+        except OSError:
+            return self._hidden
 
     def good_before(self, step: int) -> str:
         """For a message: the newest state from before `step`, whose network is known to be bad."""
-        older = [path for path in self.checkpoints() if path < self.checkpoint_of(step)]
-        return str(older[0]) if older else f"{self.best}, if it answers" if self.best.is_file() else "none"
+        try:
+            older = [path for path in self.checkpoints() if path < self.checkpoint_of(step)]
+            return str(older[0]) if older else f"{self.best}, if it answers" if self.best.is_file() else "none"
+        except OSError:
+            return self._hidden
+
+    @property
+    def _hidden(self) -> str:
+        return f"in {self.best.parent}, which cannot be looked into now"
+
+    def _states(self) -> list[Path]:
+        """All that `load` may take, in its order."""
+        return [path for path in (*self.checkpoints(), self.best) if path.is_file()]
 
     @property
     def holds_run(self) -> bool:
-        """Whether there is a state to go on from."""
-        return bool(self.checkpoints()) or self.best.is_file()
-
-    def load(self, *, best: bool = False, say: Callable[[str], object] = lambda _: None) -> Checkpoint:
-        """The newest state that can be read, or the best.
-
-        `say` is told which ones are damaged and passed over.
+        """Whether there is a state to go on from.
 
         Raises:
-            WrongCall: there is none.
-            BadCheckpoint: none can be read; the message is about the newest.
+            CannotReadNow: the operating system does not let the folder be looked into.
         """
-        if not self.path.is_dir():
-            raise WrongCall(
-                f"no run {self.path}",
-                why="there is no such folder",
-                remedy="name the folder of a run, or a checkpoint",
-            )
+        with asking_the_disk(self.path, "the run's folder"):
+            return bool(self._states())
+
+    def load(self, *, best: bool = False, say: Callable[[str], object] = lambda _: None) -> Checkpoint:
+        """The newest state that is sound, or the best.
+
+        `say` is told which ones are damaged and passed over. Only what is damaged is: a state that cannot be read
+        now may be sound, and an older one in its place would cost the steps since.
+
+        Raises:
+            NoCheckpoint: there is none.
+            BadCheckpoint: all are damaged; the message is about the newest.
+            CannotReadNow: the operating system does not give the bytes of one.
+            LaterFormat: a later alexshard wrote one.
+        """
+        with asking_the_disk(self.path, "the run's folder"):
+            if not self.path.is_dir():
+                raise WrongCall(
+                    f"no run {self.path}",
+                    why="there is no such folder",
+                    remedy="name the folder of a run, or a checkpoint",
+                )
         if best:
             return Checkpoint.load(self.best)
-        damaged: list[BadCheckpoint] = []
-        for path in [path for path in (*self.checkpoints(), self.best) if path.is_file()] or [self.newest]:
-            try:
-                checkpoint = Checkpoint.load(path)
-            except BadCheckpoint as error:
-                damaged.append(error)
-                continue
-            except WrongCall:
-                if path == self.newest:
-                    raise
-                continue  # a process that trains here has just removed it
-            for one in damaged:
-                say(f"{one.where}: {one.what}; passed over")
-            if damaged:
-                say(f"the state before it is taken: {path}, after step {checkpoint.step:,}")
-            return checkpoint
-        raise damaged[0]
+        for _ in range(LOOKS):
+            with asking_the_disk(self.path, "the run's folder"):
+                states = self._states()
+            if not states:
+                break
+            with suppress(NoCheckpoint):  # a process that trains here has just removed it: there are newer ones
+                return _first_sound(states, say)
+        raise no_checkpoint(self.checkpoint_of(0))
 
     @contextmanager
     def lock(self) -> Iterator[str | None]:
@@ -150,11 +169,6 @@ class RunFolder:
             except OSError as error:
                 raise self._unwritable(error) from error
             yield said
-
-    def at_work(self) -> str | None:
-        """Who trains here now; None: nobody."""
-        holder = holder_of(self.path)
-        return None if holder is None else str(holder)
 
     def check(self) -> None:
         """See that a run finds itself or a free place here, before anything is spent on it.
@@ -328,7 +342,29 @@ def load_checkpoint(
         WrongCall: there is none.
         BadCheckpoint: it cannot be read.
     """
-    return Checkpoint.load(path) if path.is_file() else RunFolder(path).load(best=best, say=say)
+    with asking_the_disk(path):
+        is_file = path.is_file()
+    return Checkpoint.load(path) if is_file else RunFolder(path).load(best=best, say=say)
+
+
+def _first_sound(states: Iterable[Path], say: Callable[[str], object]) -> Checkpoint:
+    damaged: list[BadCheckpoint] = []
+    for path in states:
+        try:
+            checkpoint = Checkpoint.load(path)
+        except BadCheckpoint as error:
+            damaged.append(error)
+            continue
+        for one in damaged:
+            say(f"{one.where}: {one.what}; passed over")
+        if damaged:
+            say(f"the state before it is taken: {path}, after step {checkpoint.step:,}")
+        return checkpoint
+    raise damaged[0]
+
+
+def _is_state(path: Path) -> bool:
+    return path.name.startswith("step-") and path.suffix == ".pt"
 
 
 def _bare(name: str) -> str:
