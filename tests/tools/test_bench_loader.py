@@ -181,6 +181,7 @@ def test_a_set_too_small_for_the_network_is_profiled_without_a_claim(tmp_path, s
     assert "is not said" in report["verdict"]["text"]
 
 
+@pytest.mark.slow
 def test_a_set_at_an_address_is_read_through_the_cache_and_its_arrivals_are_told(sample_set, tmp_path):
     where = ("--shards", sample_set.as_uri(), "--cache", tmp_path / "cache", "--order", "windowed", "--no-demand")
     cold = json.loads(bench(*where, *QUICK, "--json").stdout)
@@ -193,6 +194,7 @@ def test_a_set_at_an_address_is_read_through_the_cache_and_its_arrivals_are_told
     assert warm["store"]["shards"] == 0
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_at_the_same_time_and_one_reports(sample_set, tmp_path):
     trace = tmp_path / "t.json"
     with socket.socket() as free:

@@ -82,6 +82,7 @@ def test_all_is_answered_at_small_size_on_the_cores(tmp_path):
     assert all(row["what"] in done.stdout for row in report["rows"])
 
 
+@pytest.mark.slow
 def test_towers_and_ceilings_alone(tmp_path):
     done = gpu_check(*SMALL, "--only", "ceilings,G6", "--json", tmp_path / "gpu.json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -103,6 +104,7 @@ def checkout(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkout_that_is_not_installed_finds_itself(checkout):
     """Packages lie on PYTHONPATH; with -S no .pth file of theirs or ours is read."""
     environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}

@@ -96,6 +96,7 @@ def test_the_batch_is_told_of_all_ranks_and_of_each(runs, ranks):
     assert (config["machine"]["parallel"], config["machine"]["ranks"]) == ("ddp", ranks)
 
 
+@pytest.mark.slow
 def test_a_split_that_does_not_divide_is_evaluated_whole_on_three_ranks(shards, tmp_path):
     # 40 images on 3 ranks: 14, 13, 13; 160 in steps of 30 leave 10 at the end of an epoch, which is crossed.
     done = alextrain(3, "--shards", shards, "--out", tmp_path / "run", "--max-steps", 7, *SMALL, "-b", 30)
@@ -311,7 +312,7 @@ def test_states_by_the_clock_of_one_rank_bring_lines_of_all_and_change_nothing(r
     script = tmp_path / "by_the_clock.py"
     script.write_text(BY_THE_CLOCK)
     words = two_ranks(script, shards, tmp_path / "run", log_every)
-    done = subprocess.run(words, capture_output=True, text=True, env=ENV)
+    done = subprocess.run(words, capture_output=True, text=True, env=ENV, timeout=300)
 
     assert done.returncode == 0, done.stderr
     run = RunFolder(tmp_path / "run")

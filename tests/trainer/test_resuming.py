@@ -7,6 +7,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from alexshard.trainer import (
     weights_digest,
 )
 from alexshard.trainer.keeper import Keeper
-from alexshard.trainer.records import Figures, Record
+from alexshard.trainer.records import Figures, Record, TensorBoard
 
 CPU = Machine.choose("cpu", threads=1)
 EVERY_3 = SaveEvery(steps=3)
@@ -470,6 +472,23 @@ def test_lines_that_find_no_room_are_held_back_and_no_half_of_one_is_left(tmp_pa
     assert between == size
     written = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in written] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("trouble", ["a full disk", "a file in its place"])
+def test_a_disk_that_takes_no_files_of_tensorboard_is_one_warning(tmp_path, capfd, trouble):
+    if trouble == "a file in its place":
+        (tmp_path / "tensorboard").write_text("")
+    hook = threading.excepthook
+    with files_of_at_most(200), warnings.catch_warnings(record=True, action="always") as warned:
+        board = TensorBoard(tmp_path, from_step=1)
+        for step in range(1, 50):
+            board.add(Record("train", 1.0, step, 2.0, 0.9, 0.5, 0.01, 100.0, 0.0), chance_loss=2.3)
+        board.close()
+
+    (said,) = warned
+    assert str(said.message).startswith("no more figures for TensorBoard: File ")
+    assert capfd.readouterr().err == ""
+    assert threading.excepthook is hook
 
 
 OUT_OF_MEMORY = """
