@@ -124,12 +124,14 @@ class Cache:
         """
         part, whole = self._shards / f"{sha256}{PART}", self._shards / f"{sha256}{SHARD}"
         with writing(self.folder), self._locked():
-            if whole.exists():
-                return None
             fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 # Who had it may have finished or dropped it since: then the name is not this file's any more.
                 if not lock_now(fd) or not is_at(fd, part):
+                    os.close(fd)
+                    return None
+                if whole.exists():  # looked at last: before, it might arrive between the look and the opening
+                    part.unlink()
                     os.close(fd)
                     return None
                 os.ftruncate(fd, 0)

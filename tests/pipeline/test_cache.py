@@ -166,6 +166,24 @@ def test_a_shard_that_arrives_in_one_process_is_begun_by_no_other(tmp_path):
     assert held(cache) == {1}
 
 
+def test_a_shard_that_arrives_while_another_process_begins_it_is_not_fetched_again(tmp_path, monkeypatch):
+    ours, theirs = Cache(tmp_path), Cache(tmp_path)
+    arriving = theirs.begin(name_of(1), SIZE, now=True)
+    arriving.put(0, data_of(1))
+    open_file = os.open
+
+    def just_now(path, *how):
+        if str(path).endswith(".part"):
+            monkeypatch.setattr("os.open", open_file)
+            os.close(arriving.finish())
+        return open_file(path, *how)
+
+    monkeypatch.setattr("os.open", just_now)
+
+    assert ours.begin(name_of(1), SIZE, now=True) is None
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == [f"{name_of(1)}.tar"]
+
+
 def test_what_a_killed_process_left_is_taken_over_or_swept(tmp_path):
     other = run_beside(
         tmp_path,
