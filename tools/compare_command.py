@@ -40,3 +40,5 @@ def compare(runs: tuple[Path, ...], out: Path | None, against: Against | None, a
             print_json({**report, "picture": None if out is None else str(out)})
         else:
             click.echo(in_words(report))
+            if out is not None:
+                click.echo(f"\npicture  {click.format_filename(out)}")

@@ -16,13 +16,13 @@ SCHEMA = 1
 _ESCAPED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 
-def json_text(content: Any, *, indent: int | None = None) -> str:
+def json_text(content: Any, **how: Any) -> str:
     r"""JSON with letters as they are, and escaped what acts on a terminal or is half of a character.
 
     >>> print(json_text({"name": "é\x9b31m\udce9"}))
     {"name": "é\u009b31m\udce9"}
     """
-    text = json.dumps(content, indent=indent, ensure_ascii=False, default=str)
+    text = json.dumps(content, ensure_ascii=False, **how)
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -269,7 +269,7 @@ def json_line(event: str, **fields: Any) -> str:
     >>> json_line("train", step=3, loss=float("nan"))
     '{"schema": 1, "event": "train", "step": 3, "loss": null}'
     """
-    return json_text(finite({"schema": SCHEMA, "event": event, **fields}))
+    return json_text(finite({"schema": SCHEMA, "event": event, **fields}), default=str)
 
 
 def finite(value: Any) -> Any:

@@ -5,7 +5,8 @@ Recipe ─► AlexNet, on one device or as TwoTowers on two ─► train ─► 
 
 from .beginning import weights_digest
 from .chains import Chain, composed, has_kernels, normalise
-from .checkpoint import BadCheckpoint, Checkpoint
+from .checkpoint import Checkpoint
+from .checkpoint_file import BadCheckpoint, CannotReadNow, LaterFormat
 from .evaluate import Evaluation, Tally, evaluate, evaluation_loader, tally
 from .feeding import Fed, Feeder
 from .fields import description, nearest
@@ -34,6 +35,7 @@ __all__ = [
     "SCHEDULES",
     "AlexNet",
     "BadCheckpoint",
+    "CannotReadNow",
     "Chain",
     "Checkpoint",
     "Constants",
@@ -44,6 +46,7 @@ __all__ = [
     "Fed",
     "Feeder",
     "Form",
+    "LaterFormat",
     "Machine",
     "NamedSchedule",
     "NotSaved",

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TypeVar
 
-from ..shards import WrongCall
+from ..shards import AlexshardError, WrongCall
 from .beginning import weights_digest
 from .checkpoint import Checkpoint
 from .machine import Machine
+from .ranks import Ranks
 from .run_folder import RunFolder
+
+T = TypeVar("T")
+
+
+def together(ranks: Ranks, act: Callable[[], T]) -> T:
+    """What `act` gives on this rank, once it has given something on all; what one rank refuses all do."""
+    refusal: AlexshardError | None = None
+    found: T | None = None
+    try:
+        found = act()
+    except AlexshardError as error:
+        refusal = error
+    for each in ranks.gathered(refusal):
+        if each is not None:
+            raise each
+    return found  # type: ignore[return-value]  # it may well give None
 
 
 def alone(folder: RunFolder, machine: Machine, stack: ExitStack) -> str | None:
     """The first rank looks at the folder and locks it; what it finds is refused on all."""
-    refusal, remark = None, None
-    if machine.ranks.first:
-        try:
-            folder.check()
-            remark = stack.enter_context(folder.lock())
-        except WrongCall as error:
-            refusal = error
-    for each in machine.ranks.gathered(refusal):
-        if each is not None:
-            raise each
-    return remark
+
+    def lock() -> str | None:
+        if not machine.ranks.first:
+            return None
+        folder.check()
+        return stack.enter_context(folder.lock())
+
+    return together(machine.ranks, lock)
 
 
 def same_on_all(folder: RunFolder, machine: Machine, resume: Checkpoint | None) -> None:

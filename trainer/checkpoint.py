@@ -26,8 +26,6 @@ from .schedule import Plateau
 from .sgd import rate_group
 from .towers import Network
 
-__all__ = ["FORMAT", "BadCheckpoint", "Checkpoint"]
-
 FORMAT = 2
 _FIELDS_OF_FILE = {"format", "versions"}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import io
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ T = TypeVar("T")
 # A mark in a zip's list of parts, which no CRC covers. torch reads nothing for a part that has it, and hands out
 # whatever was in that memory before as its numbers.
 _A_FOLDER = 0x10
+
+_CALLED = {"collections OrderedDict", "torch FloatStorage", "torch._utils _rebuild_tensor_v2"}
+_CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}
+
+_NEVER = "; where it never can, move it away, and the state before it is taken"
 
 _LONGEST_REASON = 200  # letters; a file may bring more
 
@@ -118,8 +124,23 @@ def _check_whole(path: Path, file: BinaryIO) -> None:
         if sum(entry.file_size for entry in entries) > size:
             raise unreadable(path, "its parts are larger than itself")
         broken = archive.testzip()
-    if broken is not None:
-        raise unreadable(path, f"{broken} is damaged")
+        if broken is not None:
+            raise unreadable(path, f"{broken} is damaged")
+        for values in (entry for entry in entries if entry.filename.endswith("/data.pkl")):
+            _check_calls(path, archive.read(values))
+
+
+def _check_calls(path: Path, values: bytes) -> None:
+    """See that no value is made by anything but what a run's tensors and dictionaries are.
+
+    Without this what torch allows may ask for any amount of memory, as `bytearray` does.
+
+    Raises:
+        BadCheckpoint: something else makes one.
+    """
+    for code, called, _ in pickletools.genops(values):
+        if code.name in _CALLS and called not in _CALLED:
+            raise unreadable(path, f"its values are made by {called or 'what it names as it goes'}")
 
 
 @contextmanager
@@ -168,7 +189,7 @@ def cannot_read_now(path: Path, error: Exception, what: str = "the checkpoint") 
         f"{what} cannot be read now: {reason}",
         where=str(path),
         why="it may well be sound, so nothing older is taken in its place, and it stays as it is",
-        remedy=f"the same command again, once {'more memory is free' if memory else 'the file can be read'}",
+        remedy=f"the same command again, once {'more memory is free' if memory else f'it can be read{_NEVER}'}",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +56,7 @@ def typed(kind: type, name: str, value: Any) -> Any:
             return _made(part, value)
         except _NotIt as error:
             wanted.append(str(error))
-    raise WrongCall(f"{name.replace('_', ' ')} is {value!r}, and must be {' or '.join(wanted)}")
+    raise WrongCall(f"{name.replace('_', ' ')} is {reprlib.repr(value)}, and must be {' or '.join(wanted)}")
 
 
 def _made(kind: Any, value: Any) -> Any:

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..pipeline import span
 from ..shards import AlexshardError, ShardSet
-from .agreeing import alone, same_on_all
+from .agreeing import alone, same_on_all, together
 from .beginning import begin_with, layers_that_fit
 from .book import Book
 from .checkpoint import Checkpoint
@@ -38,7 +38,7 @@ from .ranks import Agreement
 from .recipe import Recipe
 from .records import FIGURES, Record
 from .run_folder import RunFolder
-from .saving import Progress, SaveEvery, Saver
+from .saving import OVERDUE, Progress, SaveEvery, Saver
 from .schedule import Schedule
 from .step import Stepper, out_of_memory
 from .towers import Crossed, TwoTowers, build_network
@@ -77,7 +77,8 @@ def train(
     Raises:
         WrongCall: recipe, shard set, machine and folder do not go together, another process trains there, or the
             run there has another recipe; nothing has been written then.
-        BadCheckpoint: no checkpoint of the run there can be read, or it is of another shard set.
+        BadCheckpoint: all checkpoints of the run there are damaged, or it is of another shard set.
+        CannotReadNow, LaterFormat: one cannot be read now, or by this version; it and the rest stay as they are.
         Diverged: a loss or a weight is not finite.
         OutOfMemory: a step does not fit; says which batch does.
         NotSaved: the last state could not be written.
@@ -89,20 +90,22 @@ def train(
     if recipe.init_from is not None and not run_folder.holds_run:
         layers_that_fit(plan, init_from)  # before the folder is made
     with ExitStack() as stack:
+        stack.enter_context(others_there(machine.ranks))
         remark = alone(run_folder, machine, stack)
-        resume = (
-            run_folder.load(say=reporter.warn if machine.ranks.first else _nothing)
-            if run_folder.holds_run
-            else None
-        )
-        if resume is not None:
-            plan.check_continues(resume)
+
+        def standing() -> Checkpoint | None:
+            if not run_folder.holds_run:
+                return None
+            found = run_folder.load(say=reporter.warn if machine.ranks.first else _nothing)
+            plan.check_continues(found)
+            return found
+
+        resume = together(machine.ranks, standing)
         same_on_all(run_folder, machine, resume)  # also before one might set aside what another looks for
         if remark is not None:
             reporter.warn(remark)
         machine.prepare(recipe.precision)
         interrupt = stack.enter_context(stopping_in_order())
-        stack.enter_context(others_there(machine.ranks))
         try:
             run = _Run(plan, run_folder, interrupt, reporter, eval_every, log_every, stack)
         except Exception as error:
@@ -239,7 +242,7 @@ class _Run:
 
     def _stop_asked(self) -> int:
         """The signal that asked any rank to stop; 0: none. All ranks ask after the same steps."""
-        return self.agreement.ask(self.interrupt.signal or 0, save=self.saver.overdue())
+        return self.agreement.ask(self.interrupt.signal or 0, self.saver.due_by_time())
 
     def _epoch(self) -> None:
         """The rest of the loader's epoch, or less where the run ends or is stopped in it."""
@@ -255,7 +258,7 @@ class _Run:
         self._log_if(True)
         self._write_lines(wait=True)
         self.book.say_arrivals()
-        if self.saver.due_by_time():
+        if self.agreement.due:
             self._save()
 
     def _one(self, batch: Fed) -> None:
@@ -275,11 +278,9 @@ class _Run:
             after = self._crossed()
             if before is not None and after is not None:
                 self.book.say_crossed(after - before)
-        # By the clock too with a line, which all ranks took; with one more only where they are rare, since it
-        # depends on the clock, and after a step that all ranks agreed on, since its figures are those of all.
-        overdue = self.agreement.take_save()
-        self._log_if(overdue)
-        if save or overdue or (self.window.steps == 0 and self.saver.due_by_time()):
+        # By the clock too, with a line; with one more only where they are rare, since that depends on the clock.
+        self._log_if(self.agreement.due == OVERDUE)
+        if save or (self.agreement.due and self.window.steps == 0):
             self._save()
 
     def _out_of_memory(self) -> OutOfMemory:
@@ -369,12 +370,13 @@ class _Run:
             self.plan = dataclasses.replace(self.plan, last_step=self.step)
 
     def _save(self) -> None:
-        """Write the state, which all figures before it are written for."""
+        """Write the state, which all figures before it are written for. All ranks do, after the same step."""
         self._write_lines(wait=True)
         self._check_weights()
         self.book.sync()
         with self.window.paused():
             self.saver.save(self.progress, self.stepper, self.feeder.state_dict)
+        self.agreement.saved()
 
     def _check_weights(self) -> None:
         """Losses are those of the network before its update, so the weights are looked at themselves."""

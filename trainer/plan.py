@@ -11,7 +11,8 @@ import torch
 
 from ..pipeline import Loader, crop_side
 from ..shards import ShardSet, Split, WrongCall, is_address
-from .checkpoint import BadCheckpoint, Checkpoint
+from .checkpoint import Checkpoint
+from .checkpoint_file import BadCheckpoint
 from .machine import Machine, versions
 from .network import pool5_side
 from .recipe import Recipe, differences

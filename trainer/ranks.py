@@ -96,7 +96,7 @@ def under_torchrun() -> bool:
 
 
 class Agreement:
-    """Whether any rank wants to stop, or to write the state, known to all ranks at the same step.
+    """Whether any rank wants to stop, or has a state to write, known to all ranks at the same step.
 
     The answer of each step is that of the question before it: it travels while the step is computed, so that
     nobody waits for it.
@@ -105,16 +105,16 @@ class Agreement:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._travelling: tuple[Any, Tensor] | None = None
-        self.answer = 0
-        self._save = False
+        self._asked_before = False  # the question on its way is from before the last state
+        self.answer, self.due = 0, 0
 
-    def ask(self, mine: int, *, save: bool = False) -> int:
-        """The largest number that any rank gave at its last call; alone: `mine`."""
+    def ask(self, stop: int, due: int = 0) -> int:
+        """The largest number that any rank gave for `stop` at its last call, and so for `due`; alone: these."""
         if self._ranks.count == 1:
-            self.answer, self._save = mine, self._save or save
-            return mine
+            self.answer, self.due = stop, due
+            return stop
         self.settle()
-        wishes = torch.tensor([mine, int(save)])
+        wishes = torch.tensor([stop, due])
         self._travelling = dist.all_reduce(wishes, op=dist.ReduceOp.MAX, async_op=True), wishes
         return self.answer
 
@@ -123,11 +123,11 @@ class Agreement:
         if self._travelling is not None:
             work, wishes = self._travelling
             work.wait()
-            self.answer, save = wishes.tolist()
-            self._save, self._travelling = self._save or bool(save), None
+            self.answer, due = wishes.tolist()
+            self.due = 0 if self._asked_before else due
+            self._travelling, self._asked_before = None, False
         return self.answer
 
-    def take_save(self) -> bool:
-        """Whether a rank asked for the state to be written, since this was looked at last."""
-        asked, self._save = self._save, False
-        return asked
+    def saved(self) -> None:
+        """All ranks have written the state now: who asked for that before has it."""
+        self.due, self._asked_before = 0, self._travelling is not None

@@ -214,9 +214,10 @@ class Recipe:
             raise BadRecipe("lr", rate, "a finite number above 0")
         if rate == (first := self.learning_rate):
             return self
+        factor = rate / first
 
         def scaled(rates: Rates) -> Rates:
-            return tuple((moment, one and (rate if one == first else one * rate / first)) for moment, one in rates)
+            return tuple((moment, one and (rate if one == first else one * factor)) for moment, one in rates)
 
         return dataclasses.replace(
             self,

@@ -28,8 +28,8 @@ from ..shards import (
     parse_json,
     sync_folder,
 )
-from .checkpoint import BadCheckpoint, Checkpoint
-from .checkpoint_file import NoCheckpoint, asking_the_disk, no_checkpoint
+from .checkpoint import Checkpoint
+from .checkpoint_file import BadCheckpoint, NoCheckpoint, asking_the_disk, no_checkpoint
 from .recipe import Recipe
 from .records import DamagedRun, Record, read_records
 
@@ -302,7 +302,7 @@ class RunFolder:
 
         Raises:
             WrongCall: there is no run here.
-            BadCheckpoint: config.json does not have it, and the states cannot be read either.
+            BadCheckpoint, CannotReadNow, LaterFormat: config.json does not have it, and neither does a state.
         """
         if not self.path.is_dir():
             raise WrongCall(f"no run {self.path}", remedy="alextrain run --resume RUN names a run's folder")
@@ -340,7 +340,9 @@ def load_checkpoint(
 
     Raises:
         WrongCall: there is none.
-        BadCheckpoint: it cannot be read.
+        BadCheckpoint: it is damaged.
+        CannotReadNow: the operating system does not give its bytes, or there is no memory for them.
+        LaterFormat: a later alexshard wrote it.
     """
     with asking_the_disk(path):
         is_file = path.is_file()

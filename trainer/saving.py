@@ -19,6 +19,7 @@ from .schedule import Plateau
 from .step import Stepper
 
 LINE_S = 60.0  # that a state waits for a line of figures to be written with
+OVERDUE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,6 @@ class Saver:
         self._mean = torch.from_numpy(plan.shard_set.mean_image())
         self._last: Progress | None = None
         self._at = time.perf_counter()
-        self._told_overdue = False
         self._newest: Checkpoint | None = None  # given to the keeper last
         self._owed: Checkpoint | None = None  # the best one, where it could not be written
 
@@ -69,21 +69,15 @@ class Saver:
         """Whether a state is asked for after this step."""
         return self._every.steps is not None and step % self._every.steps == 0
 
-    def due_by_time(self) -> bool:
-        """Whether one is asked for by the clock, and none is being written; the first rank alone is asked."""
-        return self._late_by(0.0)
+    def due_by_time(self) -> int:
+        """Whether one is asked for by the clock, and none is being written; the first rank alone says so.
 
-    def overdue(self) -> bool:
-        """Whether one is asked for so long that it should not wait for the next line of figures; true once."""
-        if self._told_overdue or not self._late_by(LINE_S):
-            return False
-        self._told_overdue = True
-        return True
-
-    def _late_by(self, seconds: float) -> bool:
-        if not self._first or self._every.steps is not None:
-            return False
-        return time.perf_counter() - self._at > self._every.seconds + seconds and not self._keeper.busy
+        0: no. 1: with the next line of figures. `OVERDUE`: for so long that it should not wait for one.
+        """
+        late_s = time.perf_counter() - self._at - self._every.seconds
+        if not self._first or self._every.steps is not None or late_s < 0 or self._keeper.busy:
+            return 0
+        return OVERDUE if late_s > LINE_S else 1
 
     def save(self, progress: Progress, stepper: Stepper, loader: Callable[[], dict[str, Any]]) -> None:
         """Begin to write the state; nothing happens where it is that of the last time."""
@@ -118,7 +112,7 @@ class Saver:
             )
             copies.queued(self._plan.machine.devices)
             self._keeper.save(checkpoint, best=progress.is_best)
-        self._last, self._at, self._told_overdue = progress, time.perf_counter(), False
+        self._last, self._at = progress, time.perf_counter()
 
     def _pay(self) -> None:
         """Try once more to write the best state, which is still in the memory that the next copy is made in."""

@@ -423,6 +423,7 @@ class TestOddValues:
         folder = written(tmp_path / f"{self.ACTING}\nrun", lines, recipe={self.ACTING: 1}, name=self.ACTING)
         text = alextrain(folder, sound, "--out", tmp_path / "names.png")
 
+        assert text.endswith(f"\npicture  {tmp_path}/names.png\n")
         assert text.count(r"\x1b]0;x\x07") >= 3
         assert text.replace("\n", "").isprintable()
         assert drawn[0].name == r"\x1b]0;x\x07\nrun"

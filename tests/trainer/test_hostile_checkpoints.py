@@ -122,6 +122,21 @@ def nested(fields):
         fields["recipe"] = {"width": fields["recipe"]}
 
 
+def doubling(fields):
+    for _ in range(60):
+        fields["recipe"]["width"] = [fields["recipe"]["width"]] * 2
+
+
+class _Memory:
+    """What asks for so many bytes when it is read."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __reduce__(self):
+        return bytearray, (self.count,)
+
+
 def numbers_for_methods(fields):
     fields["plateau"] = OrderedDict(fields["plateau"])
     fields["plateau"].pop = 5
@@ -137,6 +152,9 @@ HOSTILE = {
         torch.ones(2, 2, device="meta")
     ),
     "a recipe without end": nested,
+    "a recipe that doubles sixty times": doubling,
+    "a gigabyte out of ten bytes": setting("loader")(_Memory(10**9)),
+    "more memory than there is out of ten bytes": setting("loader")(_Memory(9 * 10**13)),
     "a rate that is a tensor": setting("optimiser", "rates", "weights")(PAIR),
     "a rate that is no number": setting("optimiser", "rates", "weights")(float("nan")),
     "weights on meta": weight(on_meta),
