@@ -31,6 +31,9 @@ T = TypeVar("T")
 # whatever was in that memory before as its numbers.
 _A_FOLDER = 0x10
 
+_BEGINS = b"PK\3\4"
+
+# What makes the values that torch writes for a run, and how a pickle names what it calls.
 _CALLED = {"collections OrderedDict", "torch FloatStorage", "torch._utils _rebuild_tensor_v2"}
 _CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}
 
@@ -114,6 +117,10 @@ def _check_whole(path: Path, file: BinaryIO) -> None:
     Raises:
         BadCheckpoint: they are not, or would become more than they are.
     """
+    if file.read(len(_BEGINS)) != _BEGINS:
+        raise unreadable(
+            path, "it does not begin as one"
+        )  # torch would read it as of an older kind, and unlooked at
     size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -126,8 +133,9 @@ def _check_whole(path: Path, file: BinaryIO) -> None:
         broken = archive.testzip()
         if broken is not None:
             raise unreadable(path, f"{broken} is damaged")
-        for values in (entry for entry in entries if entry.filename.endswith("/data.pkl")):
-            _check_calls(path, archive.read(values))
+        for entry in entries:
+            if entry.filename.lower().endswith("data.pkl"):  # torch finds it in any case
+                _check_calls(path, archive.read(entry))
 
 
 def _check_calls(path: Path, values: bytes) -> None:

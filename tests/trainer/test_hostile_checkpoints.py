@@ -42,13 +42,6 @@ class Told(Reporter):
         self.warned.append(line)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def short(recipe):
     return dataclasses.replace(recipe, max_steps=2)
@@ -244,6 +237,23 @@ def test_a_file_that_would_become_more_than_it_is_is_refused(run):
 
     with pytest.raises(BadCheckpoint, match="its parts are larger than itself"):
         load_checkpoint(path)
+
+
+def test_a_file_that_torch_would_read_otherwise_than_it_was_looked_at_is_refused(run):
+    sound = run.newest.read_bytes()
+    torch.save(_Memory(9 * 10**13), run.newest, _use_new_zipfile_serialization=False)
+    run.newest.write_bytes(run.newest.read_bytes() + sound)
+
+    with pytest.raises(BadCheckpoint, match="cannot be read: it does not begin as one"):
+        load_checkpoint(run.newest)
+
+
+def test_values_under_a_name_in_other_letters_are_looked_at_too(run):
+    make_hostile(run.newest, setting("loader")(_Memory(9 * 10**13)))
+    run.newest.write_bytes(run.newest.read_bytes().replace(b"/data.pkl", b"/DATA.pkl"))
+
+    with pytest.raises(BadCheckpoint, match="its values are made by"):
+        load_checkpoint(run.newest)
 
 
 def test_whatever_byte_of_a_files_list_of_parts_is_damaged_no_other_numbers_come_of_it(tmp_path):

@@ -68,13 +68,6 @@ def same_state(one, other):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def whole(small_set, recipe, tmp_path_factory):
     """One run from its first step to its last."""

@@ -75,13 +75,6 @@ def stop(number=signal.SIGTERM):
     return lambda: os.kill(os.getpid(), number)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def whole(small_set, recipe, tmp_path_factory):
     """A run of 20 steps with a checkpoint after every third, from its first step to its last."""
